@@ -1,0 +1,1 @@
+"""The Ray Serve graph, and nothing that would make sense without Ray."""

@@ -1,0 +1,1 @@
+"""Segments and events to caption files and cue lists."""

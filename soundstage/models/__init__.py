@@ -1,0 +1,1 @@
+"""The registry of models, and those of our own training."""

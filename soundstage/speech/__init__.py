@@ -1,0 +1,1 @@
+"""Speech to text: Moonshine in TensorFlow, its weights, tokenizer and decoding."""

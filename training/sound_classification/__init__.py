@@ -1,0 +1,1 @@
+"""Sound model: training and evaluation."""
