@@ -1,0 +1,30 @@
+"""How much of the machine TensorFlow takes."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from soundstage.errors import ModelError
+
+
+def limit_threads(n_threads: int) -> None:
+    """Give TensorFlow this many threads in this process, instead of one for each core of the machine.
+
+    Has to come before the first TensorFlow operation; asking again for the same number is fine.
+
+    Args:
+        n_threads: Threads that share one operation. Operations run one after the other, so that they do not
+            multiply.
+
+    Raises:
+        ModelError: TensorFlow already runs with another number; it cannot change while it runs.
+    """
+    if tf.config.threading.get_intra_op_parallelism_threads() == n_threads:
+        return
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(n_threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    except RuntimeError as e:
+        raise ModelError(
+            f"TensorFlow already runs; limit it to {n_threads} threads before the first model loads"
+        ) from e
