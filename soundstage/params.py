@@ -83,3 +83,78 @@ class FeatureParams(Params):
     log_offset: float = 0.001
     mel_interpolation: Literal["hz", "mel"] = "mel"
     """Triangles are straight in hertz (librosa) or in mel (tf.signal, which YAMNet was trained with)."""
+
+
+class CaptionParams(Params):
+    """What a reader can follow.
+
+    Source: Netflix Timed Text Style Guide, General Requirements (two lines, 7 s, gaps of two frames, 0.5 s to close
+    a gap) and English (42 characters, 20 characters a second for adult programmes); BBC Subtitle Guidelines, 4
+    (timing) for the minimum.
+    """
+
+    max_lines: int = Field(2, ge=1)
+    max_line_chars: int = Field(42, ge=16)
+    min_duration_s: float = Field(1.0, gt=0)
+    max_duration_s: float = Field(7.0, gt=1)
+    max_chars_per_s: float = Field(20.0, gt=0)
+    """Spaces count."""
+    min_gap_s: float = Field(0.084, ge=0)
+    """Two frames at 24 frames a second. Closer captions would flicker."""
+    max_lead_s: float = Field(0.5, ge=0)
+    """A caption may come this much before its first word where it would else be too short to read."""
+    max_pause_s: float = Field(1.0, gt=0)
+    """Words further apart never share a caption."""
+
+
+class SdhParams(Params):
+    """Which sounds a caption reader is told of, and when.
+
+    Source: Netflix Timed Text Style Guide, English, I (sounds that matter to the plot, not every one); DCMP
+    Captioning Key, Sound Effects; the numbers are ours, set by reading the result.
+    """
+
+    min_score: float = Field(0.5, ge=0, le=1)
+    min_score_under_speech: float = Field(0.65, ge=0, le=1)
+    min_score_faint: float = Field(0.8, ge=0, le=1)
+    """For sounds that hardly ever matter, such as mouse clicks and breathing."""
+    short_s: float = Field(0.4, ge=0)
+    """Under speech, a sound shorter than this must be as certain as a faint one."""
+    repeat_s: float = Field(5.0, ge=0)
+    """The same sound again after a shorter pause is the same caption."""
+    ambience_repeat_s: float = Field(30.0, ge=0)
+    """The same for sounds that last, such as rain, engines and music."""
+    min_duration_s: float = Field(1.5, gt=0)
+    """Longer than for speech: a label says something new (BBC Subtitle Guidelines, 4.3.3)."""
+    max_duration_s: float = Field(3.0, gt=0)
+    max_shift_s: float = Field(3.0, ge=0)
+    """How far from its start a sound may be shown; ambience may wait until it ends."""
+
+
+class MoonshineParams(Params):
+    """Shape of the speech model. The defaults are Moonshine tiny's.
+
+    Source: arXiv:2410.15608, table 1, and the published graph of the model.
+    """
+
+    sample_rate: int = SAMPLE_RATE
+    hidden_size: int = Field(288, gt=0)
+    n_heads: int = Field(8, gt=0)
+    n_encoder_layers: int = Field(6, gt=0)
+    n_decoder_layers: int = Field(6, gt=0)
+    rotary_size: int = Field(32, gt=0, multiple_of=2)
+    """Dimensions of each head that carry the position; the others do not turn."""
+    rotary_base: float = Field(10_000.0, gt=1)
+    norm_epsilon: float = Field(1e-5, gt=0)
+    vocabulary_size: int = Field(32_768, gt=0)
+    start_token_id: int = 1
+    end_token_id: int = 2
+
+
+class DecodingParams(Params):
+    """When the speech model stops, and when its text is not believed."""
+
+    max_tokens_per_s: float = Field(6.5, gt=0)
+    """A row is cut off beyond it. Source: the reference implementation, github.com/moonshine-ai/moonshine."""
+    max_batch_s: float = Field(80.0, gt=0)
+    """Padded audio that is decoded together."""

@@ -1,0 +1,59 @@
+"""From token numbers to text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from soundstage.errors import ModelError
+
+TOKENIZER_NAME = "tokenizer.bin"
+_WORD_START = "▁"
+_N_SPECIAL = 3
+"""<unk>, <s> and </s> come first and are no text."""
+_FIRST_MARKER = 32_000
+"""From here on stand markers such as <<ST_1>>, which are no text either."""
+
+
+class Tokenizer:
+    """The pieces of text that a speech model's tokens stand for.
+
+    Source of the format: github.com/moonshine-ai/moonshine, core/bin-tokenizer.
+    """
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = tuple(pieces)
+
+    @classmethod
+    def read(cls, path: Path) -> Tokenizer:
+        """Read a tokenizer file: for each token one length byte (two from 128 on) and so many bytes of UTF-8.
+
+        Raises:
+            ModelError: The file ends inside a piece.
+        """
+        return cls(_pieces(path.read_bytes(), path))
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """Text of a row of tokens, without special ones and without white space around it.
+
+        Single bytes that together are no UTF-8 become the replacement character.
+        """
+        data = b"".join(self._pieces[i] for i in token_ids if _N_SPECIAL <= i < _FIRST_MARKER)
+        return data.decode("utf-8", errors="replace").replace(_WORD_START, " ").strip()
+
+
+def _pieces(data: bytes, path: Path) -> Iterator[bytes]:
+    position = 0
+    while position < len(data):
+        length = data[position]
+        position += 1
+        if length >= 128 and position < len(data):
+            length = length * 128 + data[position] - 128
+            position += 1
+        if position + length > len(data):
+            raise ModelError(f"{path} ends inside a token")
+        yield data[position : position + length]
+        position += length
