@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 SAMPLE_RATE = 16_000
 """Rate in hertz at which every model listens. Source: Moonshine and YAMNet were both trained at it."""
+
+
+PcmEncoding = Literal["s16le", "s16be", "f32le"]
+"""How one sample of raw PCM is written."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -42,12 +46,14 @@ class EncodedAudio:
         media_type: As sent by the client, lower case, without parameters, such as "audio/flac".
         sample_rate: Hz. Only raw PCM needs it.
         n_channels: Only raw PCM needs it.
+        encoding: Of raw PCM; where it is not given, that of the media type, see soundstage.audio.decode.
     """
 
     data: bytes | memoryview | NDArray[np.uint8]
     media_type: str
     sample_rate: int | None = None
     n_channels: int | None = None
+    encoding: PcmEncoding | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,3 +341,22 @@ class FrameScores:
         _require(self.hop_s > 0 and self.window_s > 0, "hop_s and window_s must be positive")
         self.scores.setflags(write=False)
         self.tags.setflags(write=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipSummary:
+    """What is known of a clip once all of it was read.
+
+    Attributes:
+        duration_s: Of the audio.
+        levels: None where levels were not asked for.
+        start_timecode: Of the file, "HH:MM:SS:FF", where it carries one.
+        frame_rate: Frames a second of its video track or timecode, where it has one.
+        model_versions: Name to version of each model that took part.
+    """
+
+    duration_s: float
+    levels: Levels | None = None
+    start_timecode: str | None = None
+    frame_rate: float | None = None
+    model_versions: tuple[tuple[str, str], ...] = ()
