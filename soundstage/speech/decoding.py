@@ -1,0 +1,118 @@
+"""Greedy decoding of a batch: at each step the most probable token of each row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from soundstage.params import MoonshineParams
+from soundstage.speech import model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """What the model wrote for one row.
+
+    Attributes:
+        token_ids: Without the special ones.
+        avg_logprob: Mean natural logarithm of the probability of each token, that of the end included.
+        has_ended: The model ended by itself, rather than at the limit.
+    """
+
+    token_ids: tuple[int, ...]
+    avg_logprob: float
+    has_ended: bool
+
+
+class GreedyDecoder:
+    """The model, traced once for every shape of batch."""
+
+    def __init__(self, weights: Mapping[str, NDArray[Any]], params: MoonshineParams) -> None:
+        """Prepare the model.
+
+        Args:
+            weights: As stored.
+            params: Of the same model.
+
+        Raises:
+            ModelError: The weights do not fit the parameters.
+        """
+        self._params = params
+        self._weights = {name: tf.constant(array) for name, array in model.prepare(weights, params).items()}
+        signature = [
+            tf.TensorSpec((None, None), tf.float32),
+            tf.TensorSpec((None,), tf.int32),
+            tf.TensorSpec((None,), tf.int32),
+        ]
+        self._run = tf.function(self._loop, input_signature=signature)
+
+    def decode(self, batch: Sequence[NDArray[np.float32]], max_tokens: Sequence[int]) -> list[Decoded]:
+        """Decode waveforms together.
+
+        Args:
+            batch: Each (n_samples,), 16 kHz mono, at least `model.MIN_SAMPLES` long.
+            max_tokens: For each the number of tokens after which it is cut off.
+
+        Returns:
+            One for each waveform, in the same order.
+        """
+        n_samples = [len(samples) for samples in batch]
+        padded = np.zeros((len(batch), model.pad_length(max(n_samples))), np.float32)
+        for row, samples in zip(padded, batch, strict=True):
+            row[: len(samples)] = samples
+        token_ids, n_tokens, sum_logprob = (
+            result.numpy() for result in self._run(padded, np.int32(n_samples), np.int32(max_tokens))
+        )
+        decoded = []
+        for row, n, logprob in zip(token_ids, n_tokens, sum_logprob, strict=True):
+            has_ended = row[n - 1] == self._params.end_token_id
+            text_ids = tuple(row[: n - has_ended].tolist())
+            decoded.append(Decoded(token_ids=text_ids, avg_logprob=float(logprob / n), has_ended=bool(has_ended)))
+        return decoded
+
+    def _loop(self, samples: tf.Tensor, n_samples: tf.Tensor, max_tokens: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        weights, params = self._weights, self._params
+        states = model.encode(weights, params, samples, n_samples)
+        cross = model.cross_keys_values(weights, params, states)
+        padding = model.padding_bias(model.n_frames_of(n_samples), tf.shape(states)[1])
+        n_batch = tf.shape(samples)[0]
+
+        def step(
+            position: tf.Tensor, last: tf.Tensor, written: tf.Tensor, n_tokens: tf.Tensor,
+            sum_logprob: tf.Tensor, is_active: tf.Tensor, cache: model.Cache,
+        ) -> tuple[Any, ...]:  # fmt: skip
+            logits, cache = model.decode(weights, params, last[:, None], cache, cross, padding, position)
+            logits = logits[:, 0]
+            token = tf.argmax(logits, axis=-1, output_type=tf.int32)
+            logprob = tf.reduce_max(logits, axis=-1) - tf.reduce_logsumexp(logits, axis=-1)
+            token = tf.where(is_active, token, params.end_token_id)
+            sum_logprob += tf.where(is_active, logprob, 0.0)
+            n_tokens += tf.cast(is_active, tf.int32)
+            is_active &= (token != params.end_token_id) & (n_tokens < max_tokens)
+            written = tf.concat([written, token[:, None]], axis=1)
+            return position + 1, token, written, n_tokens, sum_logprob, is_active, cache
+
+        first = (
+            tf.constant(0),
+            tf.fill([n_batch], params.start_token_id),
+            tf.zeros([n_batch, 0], tf.int32),
+            tf.zeros([n_batch], tf.int32),
+            tf.zeros([n_batch]),
+            tf.fill([n_batch], True),
+            model.empty_cache(params, n_batch),
+        )
+        growing = tf.TensorShape([None, params.n_heads, None, params.hidden_size // params.n_heads])
+        row = tf.TensorShape([None])
+        shapes = (
+            tf.TensorShape([]), row, tf.TensorShape([None, None]), row, row, row,
+            ((growing, growing),) * params.n_decoder_layers,
+        )  # fmt: skip
+        _, _, written, n_tokens, sum_logprob, _, _ = tf.while_loop(
+            lambda *state: tf.reduce_any(state[5]), step, first, shape_invariants=shapes
+        )
+        return written, n_tokens, sum_logprob
