@@ -93,7 +93,7 @@ class CaptionParams(Params):
     (timing) for the minimum.
     """
 
-    max_lines: int = Field(2, ge=1)
+    max_lines: int = Field(2, ge=1, le=2)
     max_line_chars: int = Field(42, ge=16)
     min_duration_s: float = Field(1.0, gt=0)
     max_duration_s: float = Field(7.0, gt=1)
