@@ -54,11 +54,19 @@ _PAUSE_S = 0.3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
-    """One word as it is shown, with its times."""
+    """One word as it is shown, with its times.
+
+    Attributes:
+        text: Never longer than a line.
+        start_s: When it is first heard.
+        end_s: When it is last heard.
+        closes: A sentence or a segment ends with it.
+    """
 
     text: str
     start_s: float
     end_s: float
+    closes: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,24 +151,18 @@ def _tokens(segment: Segment, params: CaptionParams) -> list[Token]:
     texts = segment.text.split()
     if [word.text.strip() for word in segment.words] == texts:
         timed = [
-            Token(text=text, start_s=word.start_s, end_s=word.end_s)
+            Token(text=text, start_s=word.start_s, end_s=word.end_s, closes=_ends_sentence(text))
             for text, word in zip(texts, segment.words, strict=True)
         ]
     else:
         timed = _spread(texts, segment.start_s, segment.end_s)
     # A word longer than a line, or a script without spaces, is cut to lines.
     width = params.max_line_chars
-    return [
-        piece
-        for token in timed
-        for piece in (
-            [token]
-            if len(token.text) <= width
-            else _spread(
-                [token.text[i : i + width] for i in range(0, len(token.text), width)], token.start_s, token.end_s
-            )
-        )
-    ]
+    pieces: list[Token] = []
+    for token in timed:
+        parts = [token.text[i : i + width] for i in range(0, len(token.text), width)]
+        pieces += [token] if len(parts) == 1 else _spread(parts, token.start_s, token.end_s)
+    return [*pieces[:-1], replace(pieces[-1], closes=True)]
 
 
 def _spread(texts: Sequence[str], start_s: float, end_s: float) -> list[Token]:
@@ -173,6 +175,7 @@ def _spread(texts: Sequence[str], start_s: float, end_s: float) -> list[Token]:
                 text=text,
                 start_s=start_s + (end_s - start_s) * before / total,
                 end_s=start_s + (end_s - start_s) * after / total,
+                closes=_ends_sentence(text),
             )
         )
         before = after + 1
@@ -201,14 +204,14 @@ def _ends_sentence(text: str) -> bool:
 
 
 def _break_cost(left: Token, right: Token) -> float:
-    """How much it hurts to part two words: 0 between sentences, 6 between any two, 14 after an article.
+    """How much it hurts to part two words: 0 between sentences or segments, 6 between any two, 14 after an article.
 
     Source: Netflix, General Requirements, Line Treatment: after punctuation, before conjunctions, before
     prepositions; never between article and noun, first and last name, pronoun and verb, auxiliary and verb.
     """
     core = left.text.rstrip(_CLOSERS)
     before, after = _bare(left.text), _bare(right.text)
-    if _ends_sentence(left.text):
+    if left.closes:
         cost = 0.0
     elif core.lower() in _TITLES:
         cost = _NEVER
@@ -261,7 +264,7 @@ class _Costs:
         offsets: Characters and spaces before each word, and after the last.
         breaks: Cost of parting words i - 1 and i; 0 at both ends.
         pauses: In s, all silences between words up to word i beyond what articulation needs.
-        sentences: Ends of sentences before word i.
+        sentences: Ends of sentences and segments before word i.
     """
 
     params: CaptionParams
@@ -282,7 +285,7 @@ class _Costs:
             list(accumulate((len(token.text) + 1 for token in run), initial=0)),
             [0.0, *(_break_cost(left, right) for left, right in pairwise(run)), 0.0],
             list(accumulate(gaps, initial=0.0)),
-            list(accumulate((_ends_sentence(token.text) for token in run), initial=0)),
+            list(accumulate((token.closes for token in run), initial=0)),
         )
 
     def width(self, first: int, last: int) -> int:
@@ -302,7 +305,7 @@ class _Costs:
             top, bottom = self.width(first, at), self.width(at, last)
             if bottom > limit or self.params.max_lines < 2:
                 break
-            cost = self.breaks[at] + 0.15 * abs(bottom - top) + (2.0 if top > bottom else 0.0)
+            cost = self.breaks[at] + 0.15 * abs(bottom - top) + (1.0 if top > bottom else 0.0)
             if top <= limit and (found is None or cost < found[1]):
                 found = at, cost
         return found
@@ -320,11 +323,11 @@ class _Costs:
         short = max(0.0, 1.0 - room_s / params.min_duration_s)
         fast = min(1.0, max(0.0, self.width(first, last) / room_s / params.max_chars_per_s - 1.0))
         pauses_s = self.pauses[last - 1] - self.pauses[first]
-        # One sentence to a caption reads best (BBC 3.2); short ones may share, but not with half of another.
+        # One sentence to a caption reads best (BBC 3.2); two may share a line, but not with half of a third.
         sentences = self.sentences[last - 1] - self.sentences[first]
         halved = 6.0 if sentences and self.sentences[last] == self.sentences[last - 1] else 0.0
-        text_cost = broken[1] + 4.0 * sentences + halved
-        return _CAPTION_COST + text_cost + 60.0 * short + 20.0 * fast + 20.0 * pauses_s
+        mixed = sentences * (4.0 + 0.1 * self.width(first, last)) + halved
+        return _CAPTION_COST + broken[1] + mixed + 60.0 * short + 20.0 * fast + 20.0 * pauses_s
 
 
 def break_lines(tokens: Sequence[Token], params: CaptionParams) -> tuple[tuple[Token, ...], ...]:
