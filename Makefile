@@ -34,3 +34,24 @@ lint: $(VENV)/dev.done ## Style, types, import arrows
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+run: $(VENV)/run.done ## Start the service on this machine and caption a sample clip
+	$(BIN)/soundstage models fetch
+	$(BIN)/python -m deployments.local up
+
+stop: ## End what `make run` started, and nothing else
+	@test ! -x $(BIN)/python || $(BIN)/python -m deployments.local down
+
+test: $(VENV)/dev.done ## Every test that needs only Python
+	$(BIN)/soundstage models fetch
+	$(BIN)/pytest
+
+format: $(VENV)/dev.done ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/dev.done ## Measure the running machine; writes benchmarks/results/
+	$(BIN)/python -m benchmarks.serving
+
+clean: ## Remove what was installed and built here
+	rm -rf $(VENV) .run .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

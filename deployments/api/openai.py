@@ -1,0 +1,118 @@
+"""POST /v1/audio/transcriptions: the shape that OpenAI's client libraries speak.
+
+Source: platform.openai.com/docs/api-reference/audio/createTranscription, and the types of the `openai` package.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from deployments.api.schemas import Body, Milliseconds, joined_text
+from soundstage.errors import InvalidRequest, NotFound
+from soundstage.pipeline import SPEECH_MODEL
+from soundstage.types import Analysis, ChunkAnalysis, ClipSummary, Segment
+
+MODEL_ALIASES = frozenset({SPEECH_MODEL, "whisper-1"})
+"""Client libraries insist on a model; "whisper-1" is what most of them send. One model answers all of them."""
+
+RESPONSE_FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
+_LANGUAGE_NAMES = {"en": "english"}
+_GRANULARITIES = "timestamp_granularities[]"
+
+
+class TranscriptionFields(BaseModel):
+    """Form fields beside the file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(SPEECH_MODEL, description=f"One of {', '.join(sorted(MODEL_ALIASES))}.")
+    language: str | None = Field(None, description="ISO 639-1; only en so far.")
+    response_format: str = Field("json", description=f"One of {', '.join(RESPONSE_FORMATS)}.")
+    stream: bool = Field(default=False, description="Send server-sent events, text as it is recognised.")
+    temperature: float = Field(0.0, ge=0, le=1, description="Accepted and without effect: decoding is greedy.")
+    prompt: str | None = Field(None, description="Accepted and without effect.")
+    granularities: tuple[str, ...] = Field((), alias=_GRANULARITIES)
+
+
+def parse_fields(fields: Mapping[str, str]) -> TranscriptionFields:
+    """Check the form.
+
+    Raises:
+        InvalidRequest: A field is unknown or malformed, or word times are asked for.
+        NotFound: The model is not served.
+        ValidationError: A field has the wrong type.
+    """
+    values: dict[str, Any] = dict(fields)
+    if _GRANULARITIES in values:
+        values[_GRANULARITIES] = (values[_GRANULARITIES],)
+    parsed = TranscriptionFields.model_validate(values)
+    if parsed.model not in MODEL_ALIASES:
+        raise NotFound(f"model {parsed.model!r} is not served; use one of {', '.join(sorted(MODEL_ALIASES))}")
+    if parsed.response_format not in RESPONSE_FORMATS:
+        raise InvalidRequest(f"response_format={parsed.response_format!r}: choose from {', '.join(RESPONSE_FORMATS)}")
+    if any(granularity != "segment" for granularity in parsed.granularities):
+        raise InvalidRequest(f"{_GRANULARITIES}: only segment is available")
+    return parsed
+
+
+class TranscriptionSegment(Body):
+    """A segment of verbose_json."""
+
+    id: int
+    seek: int = 0
+    start: Milliseconds
+    end: Milliseconds
+    text: str
+    tokens: tuple[int, ...] = ()
+    temperature: float = 0.0
+    avg_logprob: Annotated[float, AfterValidator(lambda value: round(value, 4))]
+    compression_ratio: float = 1.0
+    no_speech_prob: float
+
+
+def json_body(analysis: Analysis) -> dict[str, Any]:
+    """The body of response_format=json."""
+    return {"text": joined_text(analysis.segments), "usage": _usage(analysis.duration_s)}
+
+
+def verbose_body(analysis: Analysis) -> dict[str, Any]:
+    """The body of response_format=verbose_json."""
+    return {
+        "task": "transcribe",
+        "language": _LANGUAGE_NAMES[analysis.language],
+        "duration": round(analysis.duration_s, 3),
+        "text": joined_text(analysis.segments),
+        "segments": [_segment(number, segment) for number, segment in enumerate(analysis.segments)],
+        "usage": _usage(analysis.duration_s),
+    }
+
+
+async def events(parts: AsyncIterator[ChunkAnalysis | ClipSummary]) -> AsyncIterator[str]:
+    """The events of stream=true: text as it is recognised, then all of it."""
+    said: list[str] = []
+    async for part in parts:
+        if isinstance(part, ClipSummary):
+            yield json.dumps({"type": "transcript.text.done", "text": " ".join(said), "usage": _usage(part.duration_s)})
+            return
+        for segment in part.segments:
+            yield json.dumps({"type": "transcript.text.delta", "delta": (" " if said else "") + segment.text})
+            said.append(segment.text)
+
+
+def _segment(number: int, segment: Segment) -> dict[str, Any]:
+    return TranscriptionSegment(
+        id=number,
+        start=segment.start_s,
+        end=segment.end_s,
+        text=segment.text,
+        avg_logprob=segment.avg_logprob,
+        no_speech_prob=segment.no_speech_prob,
+    ).model_dump(mode="json")
+
+
+def _usage(duration_s: float) -> dict[str, Any]:
+    return {"type": "duration", "seconds": round(duration_s, 3)}

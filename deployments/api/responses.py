@@ -1,0 +1,64 @@
+"""Turns analyses into HTTP responses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+
+from deployments.api.schemas import AnalysisBody, ErrorBody, ErrorDetail
+from soundstage.captions.formats import FORMATS, CaptionOptions, render
+from soundstage.errors import ServiceError
+from soundstage.types import Analysis, ChunkAnalysis
+
+NDJSON = "application/x-ndjson"
+EVENT_STREAM = "text/event-stream"
+
+
+def error_body(error: ServiceError, request_id: str) -> dict[str, Any]:
+    """The body of an error; a bug of ours is not explained to strangers."""
+    message = error.detail if error.code != ServiceError.code else "something went wrong on our side; it was logged"
+    return ErrorBody(error=ErrorDetail(code=error.code, message=message, request_id=request_id)).model_dump()
+
+
+def error_response(error: ServiceError, request_id: str) -> JSONResponse:
+    """The answer to a request that failed."""
+    headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s is not None else None
+    return JSONResponse(error_body(error, request_id), error.status_code, headers)
+
+
+def without_faint(part: ChunkAnalysis, min_score: float) -> ChunkAnalysis:
+    """The chunk without tags and events that score less."""
+    return replace(
+        part,
+        events=tuple(event for event in part.events if event.score >= min_score),
+        tags=tuple(tag for tag in part.tags if tag.score >= min_score),
+    )
+
+
+def analysis_response(analysis: Analysis, response_format: str, options: CaptionOptions) -> Response:
+    """The whole analysis in one body, in any format but ndjson."""
+    if response_format == "json":
+        return Response(AnalysisBody.of(analysis).model_dump_json(), media_type="application/json")
+    return Response(render(analysis, response_format, options), media_type=FORMATS[response_format].media_type)
+
+
+async def ndjson(lines: AsyncIterator[str], request_id: str) -> AsyncIterator[bytes]:
+    """Each line as it comes; an error after the first byte was sent becomes the last line."""
+    try:
+        async for line in lines:
+            yield line.encode() + b"\n"
+    except ServiceError as e:
+        yield json.dumps({"type": "error", **error_body(e, request_id)}).encode() + b"\n"
+
+
+async def server_sent(events: AsyncIterator[str], request_id: str) -> AsyncIterator[bytes]:
+    """Server-sent events as OpenAI's clients read them."""
+    try:
+        async for event in events:
+            yield b"data: " + event.encode() + b"\n\n"
+    except ServiceError as e:
+        yield b"event: error\ndata: " + json.dumps(error_body(e, request_id)).encode() + b"\n\n"

@@ -1,0 +1,334 @@
+"""The HTTP application; it knows an Engine, and neither Ray nor the models."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+
+from deployments.api import openai
+from deployments.api.engine import Engine, before, collect
+from deployments.api.middleware import Gate
+from deployments.api.requests import read_upload
+from deployments.api.responses import (
+    EVENT_STREAM,
+    NDJSON,
+    analysis_response,
+    error_response,
+    ndjson,
+    server_sent,
+    without_faint,
+)
+from deployments.api.schemas import (
+    RESPONSE_FORMATS,
+    AnalysisBody,
+    AnalyzeQuery,
+    ChunkBody,
+    ErrorBody,
+    ModelBody,
+    ModelListBody,
+    StatusBody,
+    SummaryBody,
+)
+from deployments.auth import ApiKeys
+from deployments.settings import AppArgs, IngressConfig
+from soundstage.captions.formats import FORMATS, CaptionOptions
+from soundstage.errors import (
+    ERRORS,
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    ServiceError,
+    TooLarge,
+)
+from soundstage.pipeline import AnalysisCollector, AnalysisOptions, Task, parse_tasks
+from soundstage.types import ChunkAnalysis, ClipSummary
+
+FORM_OVERHEAD_BYTES = 64 * 1024
+"""What a form may add to the file: boundaries, part headers and the other fields."""
+
+_log = logging.getLogger(__name__)
+
+_AUDIO_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "audio/*": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "string", "format": "binary"}},
+                }
+            },
+        },
+    }
+}
+
+_EXAMPLE = {
+    "request_id": "5f0c7a34",
+    "duration_s": 9.2,
+    "language": "en",
+    "text": "Is anybody home?",
+    "segments": [
+        {
+            "start_s": 1.1,
+            "end_s": 2.6,
+            "text": "Is anybody home?",
+            "words": [],
+            "avg_logprob": -0.21,
+            "no_speech_prob": 0.02,
+        }
+    ],
+    "events": [{"label": "dog", "score": 0.97, "start_s": 3.2, "end_s": 4.8}],
+    "tags": [{"label": "dog", "score": 0.97}, {"label": "speech", "score": 0.95}],
+    "levels": {
+        "integrated_lufs": -23.1,
+        "loudness_range_lu": 4.2,
+        "true_peak_dbtp": -3.4,
+        "sample_peak_dbfs": -3.6,
+        "n_clipped_samples": 0,
+        "silence": [],
+        "n_channels": 2,
+        "sample_rate": 48000,
+    },
+    "models": {"moonshine-tiny-en": "1.0.0", "soundstage-sounds": "0.1.0"},
+}
+
+
+def create_app(engine: Engine, args: AppArgs, keys: ApiKeys, config: Callable[[], IngressConfig]) -> FastAPI:
+    """The application.
+
+    Args:
+        engine: What analyses.
+        args: Limits and deadlines.
+        keys: Who may call.
+        config: What may change while the service runs; asked at each request.
+    """
+    app = FastAPI(
+        title="Soundstage",
+        description="What is said, what is heard, how loud, and when.",
+        version=version("soundstage"),
+        max_body_size=args.reading.limits.max_upload_bytes + FORM_OVERHEAD_BYTES,
+        responses={error.status_code: {"model": ErrorBody, "description": _first_line(error)} for error in ERRORS},
+    )
+    app.add_middleware(Gate, keys=keys, max_concurrent_requests=args.max_concurrent_requests)
+    _add_error_handlers(app, args)
+    _add_health(app, engine)
+    _add_models(app, engine)
+    _add_analyze(app, engine, args, config)
+    _add_transcriptions(app, engine, args, config)
+    return app
+
+
+def _first_line(error: type[ServiceError]) -> str:
+    return (error.__doc__ or "").partition("\n")[0]
+
+
+def _add_error_handlers(app: FastAPI, args: AppArgs) -> None:
+    async def on_service_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ServiceError)
+        if isinstance(error, InternalError) or type(error) is ServiceError:
+            _log.error("request %s failed", request.state.request_id, exc_info=error)
+        return error_response(error, request.state.request_id)
+
+    async def on_validation_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, (RequestValidationError, ValidationError))
+        problems = "; ".join(f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors())
+        return error_response(InvalidRequest(problems), request.state.request_id)
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        limit = args.reading.limits.max_upload_bytes
+        known: dict[int, ServiceError] = {
+            404: NotFound(f"no route {request.method} {request.url.path}; see /docs"),
+            405: MethodNotAllowed(f"{request.url.path} does not take {request.method}; see /docs"),
+            413: TooLarge(f"the upload has more than {limit} bytes; send a shorter or a compressed file"),
+        }
+        answer = known.get(error.status_code, InvalidRequest(str(error.detail)))
+        return error_response(answer, request.state.request_id)
+
+    app.add_exception_handler(ServiceError, on_service_error)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    app.add_exception_handler(ValidationError, on_validation_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+
+
+def _add_health(app: FastAPI, engine: Engine) -> None:
+    @app.get("/healthz", tags=["health"])
+    async def healthz() -> StatusBody:
+        """The server is alive."""
+        return StatusBody(status="ok")
+
+    @app.get("/readyz", tags=["health"])
+    async def readyz() -> StatusBody:
+        """Every stage is able to answer."""
+        await engine.models()
+        return StatusBody(status="ready")
+
+
+def _add_models(app: FastAPI, engine: Engine) -> None:
+    @app.get("/v1/models", tags=["models"])
+    async def list_models() -> ModelListBody:
+        """The models that are being served: versions, labels, licence, measured accuracy."""
+        return ModelListBody(data=tuple(ModelBody.of(card) for card in await engine.models()))
+
+    @app.get("/v1/models/{name}", tags=["models"])
+    async def get_model(name: str) -> ModelBody:
+        """One of the models that are being served."""
+        cards = {card.name: card for card in await engine.models()}
+        if name not in cards:
+            raise NotFound(f"model {name!r} is not served; choose from {', '.join(sorted(cards))}")
+        return ModelBody.of(cards[name])
+
+
+def _add_analyze(app: FastAPI, engine: Engine, args: AppArgs, config: Callable[[], IngressConfig]) -> None:
+    @app.post(
+        "/v1/analyze",
+        tags=["analysis"],
+        response_model=AnalysisBody,
+        openapi_extra=_AUDIO_BODY,
+        responses={
+            200: {
+                "content": {
+                    "application/json": {"example": _EXAMPLE},
+                    NDJSON: {"description": "One line a chunk as it is done, then a line of type summary."},
+                    **{form.media_type: {"description": name} for name, form in FORMATS.items()},
+                }
+            }
+        },
+    )
+    async def analyze(request: Request, query: Annotated[AnalyzeQuery, Query()]) -> Response:
+        """What is said, what is heard, how loud, and when."""
+        deadline_s = asyncio.get_running_loop().time() + args.deadlines.request_s
+        # Said before the body is read: a client that misspelt a format need not upload an hour to learn of it.
+        _check(query)
+        async with _reading_until(deadline_s):
+            upload = await read_upload(request)
+        if upload.fields:
+            query = AnalyzeQuery.model_validate({**request.query_params, **upload.fields})
+            _check(query)
+        options = AnalysisOptions(tasks=parse_tasks(query.tasks), language=query.language)
+        _caption_options(query, config(), None)
+        min_score = config().min_score if query.min_score is None else query.min_score
+        audio = upload.as_audio(sample_rate=query.sample_rate, n_channels=query.channels)
+        parts = before(_audible(engine.analyze(audio, options), min_score), deadline_s)
+        request_id = request.state.request_id
+        if query.response_format == "ndjson":
+            lines = _ndjson_lines(parts, request_id, options)
+            return StreamingResponse(ndjson(await _started(lines), request_id), media_type=NDJSON)
+        analysis, summary = await collect(parts, request_id=request_id, language=options.language)
+        return analysis_response(analysis, query.response_format, _caption_options(query, config(), summary))
+
+
+def _add_transcriptions(app: FastAPI, engine: Engine, args: AppArgs, config: Callable[[], IngressConfig]) -> None:
+    form = {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["file", "model"],
+                        "properties": {
+                            "file": {"type": "string", "format": "binary"},
+                            **openai.TranscriptionFields.model_json_schema()["properties"],
+                        },
+                    }
+                }
+            },
+        }
+    }
+
+    @app.post("/v1/audio/transcriptions", tags=["analysis"], openapi_extra=form)
+    async def transcribe(request: Request) -> Response:
+        """What is said, in the shape of OpenAI's API."""
+        deadline_s = asyncio.get_running_loop().time() + args.deadlines.request_s
+        async with _reading_until(deadline_s):
+            upload = await read_upload(request)
+        fields = openai.parse_fields(upload.fields)
+        options = AnalysisOptions(tasks=frozenset({Task.SPEECH}), language=fields.language)
+        parts = before(engine.analyze(upload.as_audio(), options), deadline_s)
+        request_id = request.state.request_id
+        if fields.stream:
+            events = await _started(openai.events(parts))
+            return StreamingResponse(server_sent(events, request_id), media_type=EVENT_STREAM)
+        analysis, _ = await collect(parts, request_id=request_id, language=options.language)
+        match fields.response_format:
+            case "json":
+                return JSONResponse(openai.json_body(analysis))
+            case "verbose_json":
+                return JSONResponse(openai.verbose_body(analysis))
+            case "text":
+                return PlainTextResponse(openai.json_body(analysis)["text"] + "\n")
+            case subtitles:
+                return analysis_response(analysis, subtitles, CaptionOptions())
+
+
+def _check(query: AnalyzeQuery) -> None:
+    parse_tasks(query.tasks)
+    if query.response_format not in RESPONSE_FORMATS:
+        raise InvalidRequest(f"response_format={query.response_format!r}: choose from {', '.join(RESPONSE_FORMATS)}")
+
+
+def _caption_options(query: AnalyzeQuery, config: IngressConfig, summary: ClipSummary | None) -> CaptionOptions:
+    """Options of caption files; a timecode that the request does not give is that of the file."""
+    chosen = {"start_timecode": query.start_timecode, "frame_rate": query.frame_rate}
+    if summary is not None:
+        found = {"start_timecode": summary.start_timecode, "frame_rate": summary.frame_rate}
+        chosen = {name: found[name] if value is None else value for name, value in chosen.items()}
+    given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+    return CaptionOptions(sdh=config.sdh, **given)
+
+
+@asynccontextmanager
+async def _reading_until(deadline_s: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout_at(deadline_s):
+            yield
+    except TimeoutError as e:
+        raise DeadlineExceeded("the upload took longer than a request may; send it faster or in parts") from e
+
+
+async def _audible(
+    parts: AsyncIterator[ChunkAnalysis | ClipSummary], min_score: float
+) -> AsyncIterator[ChunkAnalysis | ClipSummary]:
+    async for part in parts:
+        yield part if isinstance(part, ClipSummary) else without_faint(part, min_score)
+
+
+async def _ndjson_lines(
+    parts: AsyncIterator[ChunkAnalysis | ClipSummary], request_id: str, options: AnalysisOptions
+) -> AsyncIterator[str]:
+    collector = AnalysisCollector()
+    async for part in parts:
+        if isinstance(part, ClipSummary):
+            analysis = collector.finish(part, request_id=request_id, language=options.language)
+            yield SummaryBody.of(analysis).model_dump_json()
+        else:
+            collector.push(part)
+            yield ChunkBody.of(part).model_dump_json()
+
+
+async def _started(items: AsyncIterator[str]) -> AsyncIterator[str]:
+    """Wait for the first item, so that an error until then has its own status code."""
+    first = await anext(items, None)
+
+    async def all_items() -> AsyncIterator[str]:
+        if first is not None:
+            yield first
+        async for item in items:
+            yield item
+
+    return all_items()

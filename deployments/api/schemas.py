@@ -1,0 +1,242 @@
+"""Bodies of requests and responses. Times in seconds, rounded to a millisecond; scores in [0, 1]."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from soundstage.captions.formats import FORMATS
+from soundstage.models.registry import ModelCard
+from soundstage.types import Analysis, ChunkAnalysis, Levels, Segment, SoundEvent, Tag
+
+Milliseconds = Annotated[float, AfterValidator(lambda value: round(value, 3))]
+Score = Annotated[float, AfterValidator(lambda value: round(value, 4)), Field(ge=0, le=1)]
+Decibels = Annotated[float, AfterValidator(lambda value: round(value, 2))]
+
+RESPONSE_FORMATS = ("json", "ndjson", *FORMATS)
+
+
+class Body(BaseModel):
+    """Base of all bodies: read from our own frozen types, unknown names refused."""
+
+    model_config = ConfigDict(from_attributes=True, extra="forbid", frozen=True)
+
+
+BodyT = TypeVar("BodyT", bound=Body)
+
+
+class WordBody(Body):
+    """One spoken word."""
+
+    text: str
+    start_s: Milliseconds
+    end_s: Milliseconds
+    confidence: Score
+
+
+class SegmentBody(Body):
+    """Speech between two pauses."""
+
+    start_s: Milliseconds
+    end_s: Milliseconds
+    text: str
+    words: tuple[WordBody, ...]
+    avg_logprob: Annotated[float, AfterValidator(lambda value: round(value, 4))]
+    no_speech_prob: Score
+
+
+class EventBody(Body):
+    """Something heard, with its times."""
+
+    label: str
+    score: Score
+    start_s: Milliseconds
+    end_s: Milliseconds
+
+
+class TagBody(Body):
+    """What the clip holds."""
+
+    label: str
+    score: Score
+
+
+class RegionBody(Body):
+    """A stretch of the clip."""
+
+    start_s: Milliseconds
+    end_s: Milliseconds
+
+
+class LevelsBody(Body):
+    """How loud the source is: EBU R 128, true peak, clipping and silence."""
+
+    integrated_lufs: Decibels | None
+    loudness_range_lu: Decibels | None
+    true_peak_dbtp: Decibels | None
+    sample_peak_dbfs: Decibels | None
+    n_clipped_samples: int
+    silence: tuple[RegionBody, ...]
+    n_channels: int
+    sample_rate: int
+
+
+class AnalysisBody(Body):
+    """The answer of POST /v1/analyze in JSON."""
+
+    request_id: str
+    duration_s: Milliseconds
+    language: str
+    text: str
+    segments: tuple[SegmentBody, ...]
+    events: tuple[EventBody, ...]
+    tags: tuple[TagBody, ...]
+    levels: LevelsBody | None
+    models: dict[str, str]
+    """Name to version."""
+
+    @classmethod
+    def of(cls, analysis: Analysis) -> AnalysisBody:
+        """The body of an analysis."""
+        return cls(
+            request_id=analysis.request_id,
+            duration_s=analysis.duration_s,
+            language=analysis.language,
+            text=joined_text(analysis.segments),
+            segments=_each(SegmentBody, analysis.segments),
+            events=_each(EventBody, analysis.events),
+            tags=_each(TagBody, analysis.tags),
+            levels=levels_body(analysis.levels),
+            models=dict(analysis.model_versions),
+        )
+
+
+class ChunkBody(Body):
+    """A line of NDJSON: what one chunk of the clip gave."""
+
+    type: Literal["chunk"] = "chunk"
+    index: int
+    is_last: bool
+    start_s: Milliseconds
+    end_s: Milliseconds
+    segments: tuple[SegmentBody, ...]
+    events: tuple[EventBody, ...]
+    tags: tuple[TagBody, ...]
+
+    @classmethod
+    def of(cls, chunk: ChunkAnalysis) -> ChunkBody:
+        """The line of a chunk."""
+        return cls(
+            index=chunk.index,
+            is_last=chunk.is_last,
+            start_s=chunk.start_s,
+            end_s=chunk.end_s,
+            segments=_each(SegmentBody, chunk.segments),
+            events=_each(EventBody, chunk.events),
+            tags=_each(TagBody, chunk.tags),
+        )
+
+
+class SummaryBody(Body):
+    """The last line of NDJSON: what is known once all was heard."""
+
+    type: Literal["summary"] = "summary"
+    request_id: str
+    duration_s: Milliseconds
+    language: str
+    tags: tuple[TagBody, ...]
+    levels: LevelsBody | None
+    models: dict[str, str]
+
+    @classmethod
+    def of(cls, analysis: Analysis) -> SummaryBody:
+        """The line that ends the stream."""
+        return cls(
+            request_id=analysis.request_id,
+            duration_s=analysis.duration_s,
+            language=analysis.language,
+            tags=_each(TagBody, analysis.tags),
+            levels=levels_body(analysis.levels),
+            models=dict(analysis.model_versions),
+        )
+
+
+class ErrorDetail(Body):
+    """What went wrong, for programs and for people."""
+
+    code: str
+    message: str
+    request_id: str
+
+
+class ErrorBody(Body):
+    """Every error has this body."""
+
+    error: ErrorDetail
+
+
+class ModelBody(Body):
+    """A model that is being served; also has the fields of OpenAI's list of models."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "soundstage"
+    version: str
+    kind: str
+    description: str
+    licence: str
+    source: str
+    labels: tuple[str, ...]
+    languages: tuple[str, ...]
+    metrics: dict[str, float]
+
+    @classmethod
+    def of(cls, card: ModelCard) -> ModelBody:
+        """The body of a model card."""
+        return cls(id=card.name, **card.model_dump(exclude={"name", "files"}))
+
+
+class ModelListBody(Body):
+    """All models that are being served."""
+
+    object: Literal["list"] = "list"
+    data: tuple[ModelBody, ...]
+
+
+class StatusBody(Body):
+    """The answer of the health routes."""
+
+    status: Literal["ok", "ready"]
+
+
+class AnalyzeQuery(BaseModel):
+    """Parameters of POST /v1/analyze, in the query or as form fields beside the file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tasks: str = Field("speech,sounds,levels", description="Any of speech, sounds, levels, separated by commas.")
+    response_format: str = Field("json", description=f"One of {', '.join(RESPONSE_FORMATS)}.")
+    language: str | None = Field(None, description="ISO 639-1; only en so far.")
+    min_score: float | None = Field(None, ge=0, le=1, description="Leave out tags and events that score less.")
+    start_timecode: str | None = Field(
+        None, description="HH:MM:SS:FF of the first frame (a ; before FF means drop frame). Else that of the file."
+    )
+    frame_rate: float | None = Field(None, gt=0, description="Frames a second of the timecode. Else that of the file.")
+    sample_rate: int | None = Field(None, gt=0, description="Hz. Raw PCM needs it.")
+    channels: int | None = Field(None, gt=0, description="Of raw PCM; 1 if left out.")
+
+
+def joined_text(segments: tuple[Segment, ...]) -> str:
+    """What was said, as one text."""
+    return " ".join(segment.text for segment in segments)
+
+
+def levels_body(levels: Levels | None) -> LevelsBody | None:
+    """The body of a level report."""
+    return None if levels is None else LevelsBody.model_validate(levels)
+
+
+def _each(body: type[BodyT], values: tuple[Segment | SoundEvent | Tag, ...]) -> tuple[BodyT, ...]:
+    return tuple(body.model_validate(value) for value in values)

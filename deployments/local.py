@@ -1,0 +1,356 @@
+"""The service on this machine: `python -m deployments.local up | down | status`.
+
+`make run` and `make stop` call this, and the tests do, on ports of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import typer
+import yaml
+from rich.console import Console
+
+from soundstage.sample import write_sample
+
+ROOT = Path(__file__).parents[1]
+STATE_DIR = ROOT / ".run"
+CONFIG = ROOT / "serve_config.yaml"
+MARK = "SOUNDSTAGE_LOCAL_CLUSTER"
+"""Environment variable that every process of a cluster inherits: it tells which processes to end."""
+
+OBJECT_STORE_BYTES = 1024**3
+"""Ray's shared memory: uploads, and chunks on their way to the models."""
+
+START_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 20.0
+
+_console = Console(stderr=True)
+
+
+class LocalError(RuntimeError):
+    """The cluster could not be started or ended; the message says what to look at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """Where a cluster listens.
+
+    Ray's dashboard must lie outside its worker ports, 10002 to 19999. HAProxy opens its statistics and metrics on all
+    interfaces and without a password: keep these ports off the network.
+    """
+
+    http: int = 8000
+    dashboard: int = 8265
+    gcs: int = 6379
+    ray_client: int = 10001
+    haproxy_stats: int = 8404
+    haproxy_metrics: int = 9101
+
+    @classmethod
+    def free(cls) -> Ports:
+        """Ports that nobody uses now, below the range that Ray's workers choose from."""
+        sockets = [socket.socket() for _ in range(6)]
+        try:
+            candidates = iter(range(20_100 + secrets.randbelow(5_000), 30_000))
+            numbers = [_bind_next(sock, candidates) for sock in sockets]
+        finally:
+            for sock in sockets:
+                sock.close()
+        return cls(
+            http=numbers[0],
+            dashboard=numbers[1],
+            gcs=numbers[2],
+            ray_client=numbers[3],
+            haproxy_stats=numbers[4],
+            haproxy_metrics=numbers[5],
+        )
+
+
+def _bind_next(sock: socket.socket, candidates: Iterator[int]) -> int:
+    for port in candidates:
+        with suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise LocalError("no free port between 20100 and 30000")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalCluster:
+    """A Ray cluster of one node with the service on it.
+
+    Attributes:
+        state_dir: Holds the token and the log; one cluster a folder.
+        ports: Where it listens.
+        n_cpus: What Ray may give to replicas; None for all there are.
+    """
+
+    state_dir: Path = STATE_DIR
+    ports: Ports = Ports()
+    n_cpus: int | None = None
+
+    @property
+    def url(self) -> str:
+        """Of the API."""
+        return f"http://127.0.0.1:{self.ports.http}"
+
+    @property
+    def dashboard_url(self) -> str:
+        """Of Ray's dashboard."""
+        return f"http://127.0.0.1:{self.ports.dashboard}"
+
+    @property
+    def token_file(self) -> Path:
+        """The token that opens Ray and its dashboard."""
+        return self.state_dir / "ray-token"
+
+    @property
+    def log_file(self) -> Path:
+        """What Ray's head process printed."""
+        return self.state_dir / "ray.log"
+
+    def environment(self) -> dict[str, str]:
+        """Of every process of the cluster, and of commands that talk to it."""
+        return {
+            **os.environ,
+            MARK: str(self.state_dir.resolve()),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.token_file),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(self.ports.haproxy_stats),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(self.ports.haproxy_metrics),
+            "RAY_SERVE_HAPROXY_NBTHREAD": "2",
+            # A client that has gone silent in the middle of an upload is let go after two minutes, not an hour.
+            "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "120",
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+        }
+
+    def start(self) -> None:
+        """Start Ray; does nothing if it runs.
+
+        Raises:
+            LocalError: A port is taken, or Ray does not come up.
+        """
+        if self.is_running():
+            return
+        self._refuse_taken_ports()
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        self.token_file.touch(mode=0o600)
+        self.token_file.write_text(secrets.token_hex(32), encoding="ascii")
+        command = [
+            "ray", "start", "--head", "--block",
+            "--node-ip-address=127.0.0.1",
+            f"--port={self.ports.gcs}",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={self.ports.dashboard}",
+            f"--ray-client-server-port={self.ports.ray_client}",
+            f"--object-store-memory={OBJECT_STORE_BYTES}",
+            "--disable-usage-stats",
+        ]  # fmt: skip
+        if self.n_cpus is not None:
+            command.append(f"--num-cpus={self.n_cpus}")
+        env = self.environment()
+        ray = shutil.which("ray", path=env["PATH"])
+        if ray is None:
+            raise LocalError("ray is not installed; run `make run`")
+        with self.log_file.open("wb") as log:
+            process = subprocess.Popen(  # noqa: S603
+                [ray, *command[1:]], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        self._poll(self._is_dashboard_up, "Ray did not start", process)
+
+    def deploy(self, config: Path = CONFIG) -> None:
+        """Deploy a configuration, with this cluster's HTTP port in it, and wait until the service is ready.
+
+        Raises:
+            LocalError: Serve refuses it, or it does not become ready.
+        """
+        document = yaml.safe_load(config.read_text(encoding="utf-8"))
+        document["http_options"]["port"] = self.ports.http
+        env = self.environment()
+        serve = shutil.which("serve", path=env["PATH"])
+        if serve is None:
+            raise LocalError("ray[serve] is not installed; run `make run`")
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml", dir=self.state_dir, encoding="utf-8") as file:
+            yaml.safe_dump(document, file)
+            file.flush()
+            done = subprocess.run(  # noqa: S603
+                [serve, "deploy", "--address", self.dashboard_url, file.name],
+                env=env, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+        if done.returncode != 0:
+            raise LocalError(f"serve deploy failed:\n{done.stdout}{done.stderr}")
+        self._poll(self.is_ready, "the service did not become ready")
+
+    def stop(self) -> None:
+        """End the processes of this cluster, and no others.
+
+        Raises:
+            LocalError: Some do not end.
+        """
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            deadline = time.monotonic() + STOP_TIMEOUT_S
+            for pid in self._pids() if sign == signal.SIGKILL else self._head_pids():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, sign)
+            while self._pids() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            if not self._pids():
+                return
+        raise LocalError(f"processes {self._pids()} do not end")
+
+    def is_running(self) -> bool:
+        """Whether Ray's head process is there."""
+        return bool(self._head_pids())
+
+    def is_ready(self) -> bool:
+        """Whether every stage of the service is able to answer."""
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=5.0).is_success
+        except httpx.HTTPError:
+            return False
+
+    def _is_dashboard_up(self) -> bool:
+        headers = {"Authorization": f"Bearer {self.token_file.read_text(encoding='ascii')}"}
+        try:
+            return httpx.get(f"{self.dashboard_url}/api/version", headers=headers, timeout=5.0).is_success
+        except httpx.HTTPError:
+            return False
+
+    def _refuse_taken_ports(self) -> None:
+        for name in ("http", "dashboard", "gcs", "ray_client", "haproxy_stats", "haproxy_metrics"):
+            port = getattr(self.ports, name)
+            with socket.socket() as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    sock.bind(("127.0.0.1", port))
+                except OSError as e:
+                    raise LocalError(f"port {port} ({name}) is in use by another program; end it first") from e
+
+    def _poll(
+        self, is_done: Callable[[], bool], complaint: str, process: subprocess.Popen[bytes] | None = None
+    ) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if is_done():
+                return
+            if process is not None and process.poll() is not None:
+                break
+            time.sleep(0.2)
+        tail = "".join(self.log_file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[-20:])
+        raise LocalError(f"{complaint}; see {self.log_file}:\n{tail}")
+
+    def _pids(self) -> list[int]:
+        """Processes that carry the mark of this cluster, this one apart."""
+        mark = f"{MARK}={self.state_dir.resolve()}".encode()
+        found = []
+        for environ in Path("/proc").glob("[0-9]*/environ"):
+            pid = int(environ.parent.name)
+            with suppress(OSError):
+                if mark in environ.read_bytes().split(b"\0") and pid != os.getpid():
+                    found.append(pid)
+        return found
+
+    def _head_pids(self) -> list[int]:
+        found = []
+        for pid in self._pids():
+            with suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if b"start" in words and b"--head" in words:
+                    found.append(pid)
+        return found
+
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_show_locals=False)
+
+
+@app.command(
+    epilog="Examples:  python -m deployments.local up    python -m deployments.local up --config my_config.yaml"
+)
+def up(
+    config: Annotated[Path, typer.Option(help="A Serve configuration.")] = CONFIG,
+    demo: Annotated[bool, typer.Option(help="Analyse the sample clip and show its captions.")] = True,
+) -> None:
+    """Start the service on this machine, or bring the running one up to date."""
+    cluster = LocalCluster()
+    try:
+        with _console.status("starting Ray"):
+            cluster.start()
+        with _console.status("deploying the service and loading its models"):
+            cluster.deploy(config)
+    except LocalError as e:
+        _console.print(f"[red]{e}[/red]", highlight=False)
+        raise typer.Exit(1) from e
+    if demo:
+        _show_sample(cluster)
+    print(f"""
+API            {cluster.url}/v1/analyze
+Documentation  {cluster.url}/docs
+Ray dashboard  {cluster.dashboard_url}  (token: {cluster.token_file})
+Log            {cluster.log_file}
+
+Try it         soundstage analyze YOUR_FILE --format sdh_srt
+End it         make stop""")
+
+
+@app.command(epilog="Example:  python -m deployments.local down")
+def down() -> None:
+    """End the service that `up` started, and nothing else."""
+    try:
+        LocalCluster().stop()
+    except LocalError as e:
+        _console.print(f"[red]{e}[/red]", highlight=False)
+        raise typer.Exit(1) from e
+    print("stopped")
+
+
+@app.command(epilog="Example:  python -m deployments.local status && echo ready")
+def status() -> None:
+    """Say whether the service is ready; exit 0 if it is, 1 if not."""
+    cluster = LocalCluster()
+    is_ready = cluster.is_ready()
+    print("ready" if is_ready else "running, not ready" if cluster.is_running() else "not running")
+    raise typer.Exit(0 if is_ready else 1)
+
+
+def _show_sample(cluster: LocalCluster) -> None:
+    clip = cluster.state_dir / "sample.wav"
+    if not clip.exists():
+        write_sample(clip)
+    answer = httpx.post(
+        f"{cluster.url}/v1/analyze",
+        params={"response_format": "sdh_srt"},
+        content=clip.read_bytes(),
+        headers={"Content-Type": "audio/wav", **_authorization()},
+        timeout=120.0,
+    )
+    if answer.is_success:
+        print(f"SDH captions of {clip}:\n\n{answer.text}")
+    else:
+        _console.print(f"[yellow]the sample was answered {answer.status_code}:[/yellow] {answer.text}")
+
+
+def _authorization() -> dict[str, str]:
+    key = os.environ.get("SOUNDSTAGE_API_KEY")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+if __name__ == "__main__":
+    app()

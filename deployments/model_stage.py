@@ -1,0 +1,84 @@
+"""What both model stages share: a model that can be exchanged while it serves, and a thread that runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, Protocol, TypeVar
+
+from deployments.answers import ModelVersion
+from soundstage.models import registry
+from soundstage.models.registry import ModelCard, ModelFolder
+
+_log = logging.getLogger(__name__)
+
+
+class ServableModel(Protocol):
+    """What a stage needs of a model."""
+
+    @property
+    def card(self) -> ModelCard:
+        """Which model this is."""
+        ...
+
+    def warm_up(self) -> None:
+        """Run once on made-up input, so that the first request does not wait for tracing.
+
+        Raises:
+            RuntimeError: The output is not finite.
+        """
+        ...
+
+
+ModelT = TypeVar("ModelT", bound=ServableModel)
+ResultT = TypeVar("ResultT")
+
+
+class ModelSlot(Generic[ModelT]):
+    """Holds the model that serves; exchanges it only for one that loads and runs.
+
+    TensorFlow runs in one thread: a batch uses all of the replica's cores, so a second one beside it gains nothing
+    and would take its memory.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._model: ModelT | None = None
+
+    @property
+    def model(self) -> ModelT:
+        """The model that serves."""
+        assert self._model is not None, "reconfigure runs before the first request"
+        return self._model
+
+    @property
+    def version(self) -> ModelVersion:
+        """Its name and version."""
+        return (self.model.card.name, self.model.card.version)
+
+    async def put(self, name: str, version: str | None, load: Callable[[ModelFolder], ModelT]) -> None:
+        """Load a model beside the one that serves, warm it up, then exchange them.
+
+        Raises:
+            Exception: It cannot be loaded and none is serving. If one is, it stays and the reason is logged.
+        """
+        try:
+            model = await asyncio.get_running_loop().run_in_executor(None, _loaded, name, version, load)
+        except Exception:
+            if self._model is None:
+                raise
+            _log.exception("model %s %s cannot be served; %s %s stays", name, version or "(newest)", *self.version)
+            return
+        self._model = model
+
+    async def run(self, work: Callable[[ModelT], ResultT]) -> ResultT:
+        """Run something on the model that serves, off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, self.model)
+
+
+def _loaded(name: str, version: str | None, load: Callable[[ModelFolder], ModelT]) -> ModelT:
+    model = load(registry.find(name, version))
+    model.warm_up()
+    return model

@@ -1,0 +1,145 @@
+"""Decodes, cuts, and has each chunk looked at by the models, a bounded number at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ray.serve.handle import DeploymentHandle
+
+from deployments.answers import Scores, Transcripts
+from deployments.graph_calls import call
+from deployments.resources import n_assigned_cores
+from deployments.settings import AppArgs, PreprocessConfig
+from soundstage.models.registry import ModelCard
+from soundstage.pipeline import AnalysisOptions, ChunkAssembler, ClipReader, Task, regions_of
+from soundstage.types import SAMPLE_RATE, Chunk, ChunkAnalysis, ClipSummary, EncodedAudio
+
+_BYTES_PER_SAMPLE = 4
+
+
+class Preprocessor:
+    """One clip at a time for each ongoing request; keeps nothing between them."""
+
+    def __init__(self, args: AppArgs, voice: DeploymentHandle[Any], sounds: DeploymentHandle[Any]) -> None:
+        self._args = args
+        self._voice = voice
+        self._sounds = sounds
+        self._config = PreprocessConfig()
+        # Decoding blocks: as many clips decode at once as there are cores for it, the others wait their turn.
+        self._decoders = ThreadPoolExecutor(n_assigned_cores(), thread_name_prefix="decode")
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take over new thresholds; clips that are under way keep the old ones."""
+        self._config = PreprocessConfig.model_validate(user_config)
+
+    def check_health(self) -> None:
+        """Decode, cut and find no speech in a second of silence.
+
+        Raises:
+            RuntimeError: It gave something else.
+        """
+        silence = EncodedAudio(
+            data=bytes(2 * SAMPLE_RATE), media_type="audio/pcm", sample_rate=SAMPLE_RATE, n_channels=1
+        )
+        chunks = list(ClipReader(silence, self._args.reading, AnalysisOptions(tasks=frozenset({Task.SPEECH}))).chunks())
+        if len(chunks) != 1 or chunks[0].speech:
+            raise RuntimeError(f"a second of silence gave {chunks}")
+
+    async def models(self) -> list[ModelCard]:
+        """The models that are being served, each asked of the stage that serves it.
+
+        Raises:
+            Overloaded: A stage has no replica that answers.
+        """
+        stages = (self._voice, self._sounds)
+        return list(
+            await asyncio.gather(
+                *(call(stage, "served_model", timeout_s=self._args.deadlines.chunk_s) for stage in stages)
+            )
+        )
+
+    async def analyze(
+        self, audio: EncodedAudio, options: AnalysisOptions
+    ) -> AsyncIterator[ChunkAnalysis | ClipSummary]:
+        """Each chunk as it is done, in order, then the summary.
+
+        Raises:
+            ServiceError: As the error table says.
+        """
+        reader = ClipReader(audio, self._args.reading, options)
+        assembler = ChunkAssembler(self._config.events)
+        versions: dict[str, str] = {}
+        pending: deque[asyncio.Task[_Heard]] = deque()
+        async with contextlib.aclosing(self._chunks(reader)) as chunks:
+            try:
+                async for chunk in chunks:
+                    pending.append(asyncio.create_task(self._hear(chunk, options)))
+                    while len(pending) >= self._args.max_chunks_in_flight or (pending and pending[0].done()):
+                        yield (await pending.popleft()).assemble(assembler, versions)
+                while pending:
+                    yield (await pending.popleft()).assemble(assembler, versions)
+            finally:
+                for task in pending:
+                    task.cancel()
+        yield replace(reader.summary, model_versions=tuple(sorted(versions.items())))
+
+    async def _chunks(self, reader: ClipReader) -> AsyncGenerator[Chunk, None]:
+        """The reader's chunks, read in a thread of their own."""
+        loop = asyncio.get_running_loop()
+        chunks = reader.chunks()
+        try:
+            while (chunk := await loop.run_in_executor(self._decoders, next, chunks, None)) is not None:
+                yield chunk
+        finally:
+            # A thread may still be inside the generator when the client leaves; closing waits its turn behind it.
+            await asyncio.shield(loop.run_in_executor(self._decoders, chunks.close))
+
+    async def _hear(self, chunk: Chunk, options: AnalysisOptions) -> _Heard:
+        """Both models at once."""
+        regions = tuple(regions_of(chunk))
+        speech, sounds = await asyncio.gather(
+            self._ask(self._voice, "transcribe", regions, sum(len(region.samples) for region in regions))
+            if regions
+            else _nothing(),
+            self._ask(self._sounds, "listen", chunk.waveform, len(chunk.waveform.samples))
+            if Task.SOUNDS in options.tasks
+            else _nothing(),
+        )
+        return _Heard(chunk, speech, sounds)
+
+    async def _ask(self, stage: DeploymentHandle[Any], method: str, payload: object, n_samples: int) -> Any:
+        return await call(
+            stage,
+            method,
+            payload,
+            n_bytes=n_samples * _BYTES_PER_SAMPLE,
+            max_inline_bytes=self._args.max_inline_bytes,
+            timeout_s=self._args.deadlines.chunk_s,
+        )
+
+
+async def _nothing() -> None:
+    """Stands for a stage that was not asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """What the models gave for a chunk."""
+
+    chunk: Chunk
+    speech: Transcripts | None
+    sounds: Scores | None
+
+    def assemble(self, assembler: ChunkAssembler, versions: dict[str, str]) -> ChunkAnalysis:
+        versions.update(answer.model for answer in (self.speech, self.sounds) if answer is not None)
+        return assembler.push(
+            self.chunk,
+            self.speech.segments if self.speech is not None else None,
+            self.sounds.scores if self.sounds is not None else None,
+        )
