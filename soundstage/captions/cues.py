@@ -1,6 +1,7 @@
 """Cue lists: every segment and every sound with its times, for editors, sound departments and spreadsheets.
 
-Captions leave out what a reader does not need; cue lists hold all that was heard. Sounds stand in brackets with the
+Captions leave out what a reader does not need; cue lists hold all that was heard, but for the sound model's speech
+and silence: the one stands there as text, the other is no cue. Sounds stand in brackets with the
 words that a captioner would use, so that they are told from speech; CSV and OpenTimelineIO also hold the model's
 own label and score. Where a format counts in timecode, the programme starts at `start_timecode`.
 """

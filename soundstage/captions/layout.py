@@ -22,7 +22,7 @@ from soundstage.types import Caption, Segment
 _OPENERS = "\"'“‘([«"  # noqa: RUF001
 _CLOSERS = "\"'”’)]»"  # noqa: RUF001
 _SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？")  # noqa: RUF001
-_CLAUSE_ENDS = (",", ";", ":", "—", "–", "、", "，")  # noqa: RUF001
+_CLAUSE_ENDS = (",", ";", ":", "--", "—", "–", "、", "，")  # noqa: RUF001
 
 
 def _words(text: str) -> frozenset[str]:
@@ -213,7 +213,7 @@ def _break_cost(left: Token, right: Token) -> float:
     before, after = _bare(left.text), _bare(right.text)
     if left.closes:
         cost = 0.0
-    elif core.lower() in _TITLES:
+    elif core.lower() in _TITLES or not after:  # "Dr." and its name; a dash and what it follows
         cost = _NEVER
     elif core.endswith(_CLAUSE_ENDS):
         cost = 1.0
@@ -243,7 +243,8 @@ def _cut(run: Sequence[Token], params: CaptionParams) -> list[tuple[Token, ...]]
             cost = costs.caption(first, last)
             if cost is None:
                 break
-            cost += best[first] + costs.breaks[last]
+            # A caption that ends inside a phrase is worse than a line that does.
+            cost += best[first] + 2.0 * costs.breaks[last]
             if cost < best[last]:
                 best[last], came_from[last] = cost, first
     groups, last = [], n
@@ -305,7 +306,7 @@ class _Costs:
             top, bottom = self.width(first, at), self.width(at, last)
             if bottom > limit or self.params.max_lines < 2:
                 break
-            cost = self.breaks[at] + 0.15 * abs(bottom - top) + (1.0 if top > bottom else 0.0)
+            cost = self.breaks[at] + 0.1 * abs(bottom - top) + (1.0 if top > bottom else 0.0)
             if top <= limit and (found is None or cost < found[1]):
                 found = at, cost
         return found
@@ -320,14 +321,15 @@ class _Costs:
         lead_s = params.max_lead_s if not first else starts[first] - ends[first - 1] - params.min_gap_s
         until_s = starts[last] - params.min_gap_s if last < len(starts) else ends[-1] + params.max_pause_s
         room_s = max(until_s - starts[first] + min(max(lead_s, 0.0), params.max_lead_s), 1e-3)
-        short = max(0.0, 1.0 - room_s / params.min_duration_s)
+        short = 60.0 * max(0.0, 1.0 - room_s / params.min_duration_s)
+        brisk = 4.0 * max(0.0, 1.0 - room_s / (2 * params.min_duration_s))
         fast = min(1.0, max(0.0, self.width(first, last) / room_s / params.max_chars_per_s - 1.0))
         pauses_s = self.pauses[last - 1] - self.pauses[first]
         # One sentence to a caption reads best (BBC 3.2); two may share a line, but not with half of a third.
         sentences = self.sentences[last - 1] - self.sentences[first]
         halved = 6.0 if sentences and self.sentences[last] == self.sentences[last - 1] else 0.0
-        mixed = sentences * (4.0 + 0.1 * self.width(first, last)) + halved
-        return _CAPTION_COST + broken[1] + mixed + 60.0 * short + 20.0 * fast + 20.0 * pauses_s
+        mixed = sentences * (4.0 + 0.06 * self.width(first, last)) + halved
+        return _CAPTION_COST + broken[1] + mixed + short + brisk + 20.0 * fast + 20.0 * pauses_s
 
 
 def break_lines(tokens: Sequence[Token], params: CaptionParams) -> tuple[tuple[Token, ...], ...]:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from soundstage.captions.layout import layout
@@ -48,6 +48,7 @@ events = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(speech(), events)
 def test_one_track_without_overlap_of_at_most_two_lines(segments: list[Segment], heard: list[SoundEvent]) -> None:
     captions = track(segments, heard, max([end_of(segments), *(e.end_s for e in heard)]))
@@ -59,6 +60,7 @@ def test_one_track_without_overlap_of_at_most_two_lines(segments: list[Segment],
         assert following.start_s - caption.end_s >= PARAMS.min_gap_s - EPS
 
 
+@settings(deadline=None)
 @given(speech(), events)
 def test_sounds_take_no_word_and_no_time_from_speech(segments: list[Segment], heard: list[SoundEvent]) -> None:
     duration_s = max([end_of(segments), *(e.end_s for e in heard)])
@@ -73,6 +75,7 @@ def test_sounds_take_no_word_and_no_time_from_speech(segments: list[Segment], he
     assert {caption.start_s for caption in plain} <= {start_s for start_s, _ in spoken}
 
 
+@settings(deadline=None)
 @given(speech(), events)
 def test_only_selected_sounds_are_shown_and_each_once(segments: list[Segment], heard: list[SoundEvent]) -> None:
     cues = select_cues(heard, segments, SDH, max_chars=42)
