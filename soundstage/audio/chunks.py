@@ -1,0 +1,147 @@
+"""A stream cut into chunks at silences, each with the regions in which somebody speaks."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from soundstage.audio.voice_activity import (
+    FRAME_LENGTH,
+    FRAME_S,
+    SpeechTracker,
+    VoiceActivity,
+    n_frames_in,
+    speech_spans,
+)
+from soundstage.params import ChunkParams, VoiceActivityParams
+from soundstage.types import SAMPLE_RATE, Chunk, Region, Waveform
+
+_PAUSE_FRAMES = 9
+"""About 0.3 s: a pause between words rather than the closure of a plosive."""
+
+
+class Chunker:
+    """Cuts one stream; the same stream in other pieces gives the same chunks.
+
+    A chunk ends in the first stretch of non-speech once it has min_duration_s; where none comes, it is cut at
+    max_duration_s at the latest, where the voice is least certain and quietest in the last third before that.
+    """
+
+    def __init__(self, params: ChunkParams, voice_activity: VoiceActivityParams) -> None:
+        """Raises ValueError where a chunk would have to be longer than it may."""
+        self._params = params
+        self._padding = n_frames_in(voice_activity.padding_s)
+        self._min_frames = n_frames_in(params.min_duration_s)
+        self._max_frames = int(params.max_duration_s / FRAME_S)
+        if self._min_frames >= self._max_frames:
+            raise ValueError(f"min_duration_s must be below max_duration_s, got {params}")
+        self._voice_activity = VoiceActivity()
+        # Ahead of the chunk, and now.
+        self._before = SpeechTracker(voice_activity)
+        self._tracker = SpeechTracker(voice_activity)
+        self._samples = np.empty((self._max_frames + 1) * FRAME_LENGTH + SAMPLE_RATE, np.float32)
+        self._n_samples = 0
+        self._probs = np.empty(self._max_frames + SAMPLE_RATE // FRAME_LENGTH + 2, np.float32)
+        self._n_probs = 0
+        self._n_tracked = 0
+        self._start = 0  # of the chunk in the stream, in samples
+        self._index = 0
+
+    def push(self, samples: NDArray[np.float32]) -> list[Chunk]:
+        """Take in more of the stream.
+
+        Args:
+            samples: float32 (n_samples,), 16 kHz, of any number. Copied.
+
+        Returns:
+            The chunks that ended, in order; none of them is the last.
+        """
+        chunks: list[Chunk] = []
+        for start in range(0, len(samples), SAMPLE_RATE):
+            piece = samples[start : start + SAMPLE_RATE]
+            self._samples[self._n_samples : self._n_samples + len(piece)] = piece
+            self._n_samples += len(piece)
+            self._append_probs(self._voice_activity.push(piece))
+            chunks.extend(self._ended_chunks())
+        return chunks
+
+    def finish(self) -> list[Chunk]:
+        """End the stream.
+
+        Returns:
+            The last chunk. It is empty only where the stream was.
+        """
+        self._append_probs(self._voice_activity.finish())
+        chunks = self._ended_chunks()
+        return [*chunks, self._take(self._n_probs, is_last=True)]
+
+    def _append_probs(self, probs: NDArray[np.float32]) -> None:
+        self._probs[self._n_probs : self._n_probs + len(probs)] = probs
+        self._n_probs += len(probs)
+
+    def _ended_chunks(self) -> list[Chunk]:
+        chunks = []
+        while self._n_tracked < self._n_probs:
+            self._tracker.step(float(self._probs[self._n_tracked]))
+            self._n_tracked += 1
+            cut = self._cut()
+            if cut is not None:
+                chunks.append(self._take(cut, is_last=False))
+        return chunks
+
+    def _cut(self) -> int | None:
+        """The frame before which the chunk ends, as far as the tracked frames tell."""
+        quiet_cut = self._n_tracked - self._padding
+        # Room for the padding of speech on either side.
+        is_quiet = not self._tracker.in_speech and self._tracker.n_quiet >= 2 * self._padding
+        if is_quiet and quiet_cut >= self._min_frames:
+            return quiet_cut
+        if self._n_tracked < self._max_frames:
+            return None
+        # The frame after the cut is there already, so that the last chunk of a stream is never empty.
+        return self._quietest(2 * self._max_frames // 3, self._max_frames - 1)
+
+    def _quietest(self, first: int, last: int) -> int:
+        """The frame from first up to last at which a cut harms least: the middle of a pause."""
+        probs = self._probs[first:last]
+        frames = self._samples[first * FRAME_LENGTH : last * FRAME_LENGTH].reshape(-1, FRAME_LENGTH)
+        rms = np.sqrt(np.mean(np.square(frames), axis=1, dtype=np.float64))
+        cost = probs + rms / max(float(rms.max()), 1e-9)
+        n_side = _PAUSE_FRAMES // 2
+        smooth = np.convolve(np.pad(cost, n_side, mode="edge"), np.ones(_PAUSE_FRAMES), mode="valid")
+        return first + int(np.argmin(smooth))
+
+    def _take(self, n_frames: int, *, is_last: bool) -> Chunk:
+        """End the chunk before the frame and begin the next one there."""
+        n_samples = self._n_samples if is_last else n_frames * FRAME_LENGTH
+        waveform = Waveform(samples=self._samples[:n_samples].copy(), start_s=self._start / SAMPLE_RATE)
+        probs = self._probs[:n_frames]
+        regions = [
+            Region(
+                start_s=(self._start + first * FRAME_LENGTH) / SAMPLE_RATE,
+                end_s=min((self._start + last * FRAME_LENGTH) / SAMPLE_RATE, waveform.end_s),
+            )
+            for span in speech_spans(probs, self._before, goes_on=not is_last)
+            for first, last in self._split(*span)
+        ]
+        chunk = Chunk(waveform=waveform, speech=tuple(regions), index=self._index, is_last=is_last)
+        for prob in probs.tolist():
+            self._before.step(prob)
+        self._samples[: self._n_samples - n_samples] = self._samples[n_samples : self._n_samples].copy()
+        self._probs[: self._n_probs - n_frames] = self._probs[n_frames : self._n_probs].copy()
+        self._n_samples -= n_samples
+        self._n_probs -= n_frames
+        self._start += n_samples
+        self._index += 1
+        self._tracker, self._n_tracked = self._before.copy(), 0
+        return chunk
+
+    def _split(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Parts of a span, none longer than max_region_s."""
+        longest = int(self._params.max_region_s / FRAME_S)
+        parts = []
+        while last - first > longest:
+            cut = self._quietest(first + longest // 2, min(first + longest, last - longest // 4))
+            parts.append((first, cut))
+            first = cut
+        return [*parts, (first, last)]
