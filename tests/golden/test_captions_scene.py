@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import pytest
 
-from soundstage.captions.formats import CaptionOptions, render
+from soundstage.captions.formats import CaptionOptions, render, sdh_captions
 from soundstage.types import Analysis, Segment, SoundEvent
 
 HERE = Path(__file__).parent
@@ -68,3 +69,12 @@ def test_the_scene_reads_as_it_was_approved(name: str) -> None:
     response_format = {"srt": "srt", "vtt": "vtt", "sdh.srt": "sdh_srt", "sdh.vtt": "sdh_vtt"}[name.partition(".")[2]]
     approved = (HERE / name).read_text(encoding="utf-8")
     assert render(SCENE, response_format, CaptionOptions()) == approved
+
+
+@pytest.mark.parametrize(("name", "demuxer"), [("scene.sdh.srt", "srt"), ("scene.sdh.vtt", "webvtt")])
+def test_ffmpeg_reads_the_scene_as_players_do(name: str, demuxer: str) -> None:
+    with av.open(str(HERE / name), format=demuxer) as container:
+        cues = [(float(p.pts * p.time_base), bytes(p).decode()) for p in container.demux() if p.size]
+    expected = sdh_captions(SCENE, CaptionOptions())
+    assert [text for _, text in cues] == ["\n".join(caption.lines) for caption in expected]
+    assert [start_s for start_s, _ in cues] == pytest.approx([caption.start_s for caption in expected], abs=0.0006)

@@ -87,10 +87,9 @@ def test_at_most_two_lines_of_42_characters_for_at_most_seven_seconds(segments: 
 @settings(deadline=None)
 @given(speech(min_pause_s=4, max_chars_per_s=20))
 def test_speech_at_a_readable_pace_gives_readable_captions(segments: list[Segment]) -> None:
-    # Contiguous captions give up two frames each, which the slowest second of speech must have to spare.
-    captions = layout(segments, PARAMS.model_copy(update={"max_chars_per_s": 22.0}), duration_s=end_of(segments))
-    allowed = PARAMS.model_copy(update={"max_chars_per_s": 24.0})
-    assert too_fast(captions, allowed) == ()
+    captions = layout(segments, PARAMS, duration_s=end_of(segments))
+    # Where somebody speaks at the limit without a pause, the two frames between captions come out of their time.
+    assert too_fast(captions, PARAMS.model_copy(update={"max_chars_per_s": 23.0})) == ()
 
 
 @settings(deadline=None)
