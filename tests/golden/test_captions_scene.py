@@ -74,7 +74,7 @@ def test_the_scene_reads_as_it_was_approved(name: str) -> None:
 @pytest.mark.parametrize(("name", "demuxer"), [("scene.sdh.srt", "srt"), ("scene.sdh.vtt", "webvtt")])
 def test_ffmpeg_reads_the_scene_as_players_do(name: str, demuxer: str) -> None:
     with av.open(str(HERE / name), format=demuxer) as container:
-        cues = [(float(p.pts * p.time_base), bytes(p).decode()) for p in container.demux() if p.size]
+        cues = [(float((p.pts or 0) * p.time_base), bytes(p).decode()) for p in container.demux() if p.size]
     expected = sdh_captions(SCENE, CaptionOptions())
     assert [text for _, text in cues] == ["\n".join(caption.lines) for caption in expected]
     assert [start_s for start_s, _ in cues] == pytest.approx([caption.start_s for caption in expected], abs=0.0006)
