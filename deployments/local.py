@@ -16,15 +16,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx
 import typer
 import yaml
 from rich.console import Console
-
 from soundstage.sample import write_sample
 
 ROOT = Path(__file__).parents[1]
@@ -60,25 +59,20 @@ class Ports:
     ray_client: int = 10001
     haproxy_stats: int = 8404
     haproxy_metrics: int = 9101
+    ray_metrics: int = 9102
 
     @classmethod
     def free(cls) -> Ports:
         """Ports that nobody uses now, below the range that Ray's workers choose from."""
-        sockets = [socket.socket() for _ in range(6)]
+        names = [field.name for field in fields(cls)]
+        sockets = [socket.socket() for _ in names]
         try:
             candidates = iter(range(20_100 + secrets.randbelow(5_000), 30_000))
-            numbers = [_bind_next(sock, candidates) for sock in sockets]
+            numbers = {name: _bind_next(sock, candidates) for name, sock in zip(names, sockets, strict=True)}
         finally:
             for sock in sockets:
                 sock.close()
-        return cls(
-            http=numbers[0],
-            dashboard=numbers[1],
-            gcs=numbers[2],
-            ray_client=numbers[3],
-            haproxy_stats=numbers[4],
-            haproxy_metrics=numbers[5],
-        )
+        return cls(**numbers)
 
 
 def _bind_next(sock: socket.socket, candidates: Iterator[int]) -> int:
@@ -112,6 +106,11 @@ class LocalCluster:
     def dashboard_url(self) -> str:
         """Of Ray's dashboard."""
         return f"http://127.0.0.1:{self.ports.dashboard}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Of the node's Prometheus metrics: Ray's, Serve's and ours."""
+        return f"http://127.0.0.1:{self.ports.ray_metrics}/metrics"
 
     @property
     def token_file(self) -> Path:
@@ -161,6 +160,7 @@ class LocalCluster:
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.ports.dashboard}",
             f"--ray-client-server-port={self.ports.ray_client}",
+            f"--metrics-export-port={self.ports.ray_metrics}",
             f"--object-store-memory={OBJECT_STORE_BYTES}",
             "--disable-usage-stats",
         ]  # fmt: skip
@@ -182,8 +182,11 @@ class LocalCluster:
         Raises:
             LocalError: Serve refuses it, or it does not become ready.
         """
-        document = yaml.safe_load(config.read_text(encoding="utf-8"))
-        document["http_options"]["port"] = self.ports.http
+        self.deploy_document(yaml.safe_load(config.read_text(encoding="utf-8")))
+
+    def deploy_document(self, document: dict[str, Any]) -> None:
+        """The same for a configuration that was already read."""
+        document = {**document, "http_options": {**document["http_options"], "port": self.ports.http}}
         env = self.environment()
         serve = shutil.which("serve", path=env["PATH"])
         if serve is None:
@@ -235,8 +238,7 @@ class LocalCluster:
             return False
 
     def _refuse_taken_ports(self) -> None:
-        for name in ("http", "dashboard", "gcs", "ray_client", "haproxy_stats", "haproxy_metrics"):
-            port = getattr(self.ports, name)
+        for name, port in asdict(self.ports).items():
             with socket.socket() as sock:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:

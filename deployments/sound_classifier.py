@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ray import serve
-from soundstage.sound.listener import SoundListener
 
 from deployments.answers import Scores
 from deployments.model_stage import ModelSlot
 from deployments.resources import n_assigned_cores
 from deployments.settings import BatchConfig, SoundConfig
 from soundstage.models.registry import ModelCard, ModelFolder
+from soundstage.sound.listener import SoundListener
 from soundstage.types import Waveform
 
 

@@ -1,0 +1,219 @@
+"""What the running service promises: every route, what it hears, batches that fill, changes without a restart."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import srt
+import webvtt
+
+from tests.contract.conftest import Service, wav_bytes
+
+
+def poll(is_done: Callable[[], bool], timeout_s: float, complaint: str) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not is_done():
+        if time.monotonic() > deadline:
+            pytest.fail(complaint)
+        time.sleep(0.1)
+
+
+def test_alive_ready_and_documented(service: Service) -> None:
+    assert service.client.get("/healthz").json() == {"status": "ok"}
+    assert service.client.get("/readyz").json() == {"status": "ready"}
+    assert "/v1/analyze" in service.client.get("/openapi.json").json()["paths"]
+    assert "swagger" in service.client.get("/docs").text
+
+
+def test_models_show_version_licence_and_accuracy(service: Service) -> None:
+    models = {model["kind"]: model for model in service.client.get("/v1/models").json()["data"]}
+    assert set(models) == {"speech", "sound"}
+    assert all(model["version"] and model["licence"] for model in models.values())
+    assert {"speech", "music", "silence", "dog"} <= set(models["sound"]["labels"])
+    assert models["sound"]["metrics"]
+    assert service.client.get(f"/v1/models/{models['sound']['id']}").json() == models["sound"]
+
+
+def test_speech_is_written_down(service: Service, speech: bytes) -> None:
+    answer = service.analyze(speech).json()
+    assert "fail better" in answer["text"].lower()
+    assert answer["tags"][0]["label"] == "speech"
+    assert answer["levels"]["integrated_lufs"] < 0
+    assert set(answer["models"]) == {model["id"] for model in service.client.get("/v1/models").json()["data"]}
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("label", ["dog", "rooster", "siren"])
+def test_sounds_are_heard(service: Service, shared_data: Path, label: str) -> None:
+    rows = (shared_data / "esc50" / "meta.csv").read_text().splitlines()[1:]
+    names = [row.split(",")[0] for row in rows if f",{label}," in row][:8]
+    tops = []
+    for name in names:
+        answer = service.analyze((shared_data / "esc50" / "audio" / name).read_bytes(), "audio/ogg").json()
+        tops.append(answer["tags"][0]["label"] if answer["tags"] else None)
+    assert tops.count(label) >= len(names) - 1, tops
+
+
+def test_silence_is_a_success_with_nothing_in_it(service: Service) -> None:
+    answer = service.analyze(wav_bytes(np.zeros(5 * 16_000)))
+    assert answer.status_code == 200
+    body = answer.json()
+    assert (body["segments"], body["text"], body["levels"]["integrated_lufs"]) == ([], "", None)
+    assert {event["label"] for event in body["events"]} <= {"silence"}
+
+
+def test_progress_comes_chunk_by_chunk(service: Service, speech_file: Path) -> None:
+    with service.client.stream(
+        "POST", "/v1/analyze", params={"response_format": "ndjson"}, content=speech_file.read_bytes(),
+        headers={"Content-Type": "audio/wav"},
+    ) as answer:  # fmt: skip
+        lines = [json.loads(line) for line in answer.iter_lines()]
+    assert [line["type"] for line in lines] == ["chunk"] * (len(lines) - 1) + ["summary"]
+    assert len(lines) > 2
+    ends = [line["end_s"] for line in lines[:-1]]
+    assert ends == sorted(ends)
+    assert lines[-1]["duration_s"] == pytest.approx(ends[-1], abs=0.01)
+    whole = service.analyze(speech_file.read_bytes()).json()
+    assert [segment for line in lines[:-1] for segment in line["segments"]] == whole["segments"]
+
+
+def test_caption_files_are_read_back(service: Service, speech: bytes) -> None:
+    assert (
+        "fail better"
+        in " ".join(caption.content for caption in srt.parse(service.analyze(speech, response_format="srt").text))
+        .replace("\n", " ")
+        .lower()
+    )
+    for response_format in ("vtt", "sdh_vtt"):
+        assert webvtt.from_string(service.analyze(speech, response_format=response_format).text).captions
+    for response_format in ("sdh_srt", "audacity", "csv", "edl", "otio"):
+        answer = service.analyze(speech, response_format=response_format)
+        assert answer.status_code == 200
+        assert answer.text
+
+
+def test_concurrent_requests_share_batches_and_answers_stay_the_same(service: Service, speech: bytes) -> None:
+    alone = service.analyze(speech, tasks="speech,sounds").json()
+    before = batches(service)
+    with ThreadPoolExecutor(16) as pool:
+        answers = [
+            answer.json() for answer in pool.map(lambda _: service.analyze(speech, tasks="speech,sounds"), range(32))
+        ]
+    for answer in answers:
+        assert answer["segments"] == alone["segments"]
+        assert answer["events"] == alone["events"]
+        assert answer["tags"] == alone["tags"]
+
+    def has_filled() -> bool:
+        after = batches(service)
+        return all(
+            after.get(stage, (0, 0))[0] - before.get(stage, (0, 0))[0] > 0
+            and (after[stage][1] - before.get(stage, (0, 0))[1]) / (after[stage][0] - before.get(stage, (0, 0))[0]) > 15
+            for stage in ("VoiceRecognizer", "SoundClassifier")
+        )
+
+    poll(has_filled, 30, f"batches did not fill: {before} {batches(service)}")
+
+
+def batches(service: Service) -> dict[str, tuple[float, float]]:
+    """Number of batches and their seconds of audio, by deployment, as Prometheus sees them."""
+    found: dict[str, list[float]] = {}
+    text = httpx.get(service.cluster.metrics_url, timeout=10).text
+    pattern = r"^ray_serve_actual_batch_size_(count|sum)\{([^}]*)\} (\S+)$"
+    for kind, labels, value in re.findall(pattern, text, re.MULTILINE):
+        deployment = re.search(r'deployment="([^"]+)"', labels)
+        assert deployment is not None
+        found.setdefault(deployment[1], [0.0, 0.0])[("count", "sum").index(kind)] += float(value)
+    return {name: (counts[0], counts[1]) for name, counts in found.items()}
+
+
+def test_settings_change_while_it_runs(service: Service, speech: bytes) -> None:
+    """New thresholds are live without a restart: replicas keep their processes, and no request fails."""
+    replicas = pids(service)
+    document = copy.deepcopy(service.document)
+    deployments = {entry["name"]: entry for entry in document["applications"][0]["deployments"]}
+    deployments["Ingress"]["user_config"]["min_score"] = 1.0
+    deployments["SoundClassifier"]["user_config"]["batch"] = {"max_batch_s": 64, "wait_s": 0.01}
+    done = threading.Event()
+    codes: list[int] = []
+
+    def keep_asking() -> None:
+        while not done.is_set():
+            codes.append(service.analyze(speech, tasks="sounds").status_code)
+
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(keep_asking)
+        try:
+            assert service.analyze(speech).json()["tags"]
+            service.cluster.deploy_document(document)
+            poll(lambda: not service.analyze(speech).json()["tags"], 30, "the new threshold is not live")
+        finally:
+            service.cluster.deploy_document(service.document)
+            done.set()
+        asking.result()
+    poll(lambda: bool(service.analyze(speech).json()["tags"]), 30, "the old threshold did not come back")
+    assert set(codes) == {200}
+    assert replicas <= pids(service)
+
+
+def test_a_model_that_is_not_there_leaves_the_one_that_serves(service: Service, speech: bytes) -> None:
+    document = copy.deepcopy(service.document)
+    deployments = {entry["name"]: entry for entry in document["applications"][0]["deployments"]}
+    deployments["SoundClassifier"]["user_config"]["version"] = "99.0"
+    before = service.client.get("/v1/models").json()
+    try:
+        service.cluster.deploy_document(document)
+        assert service.analyze(speech).status_code == 200
+        assert service.client.get("/v1/models").json() == before
+    finally:
+        service.cluster.deploy_document(service.document)
+
+
+def pids(service: Service) -> set[int]:
+    """Processes of the replicas."""
+    mark = f"SOUNDSTAGE_LOCAL_CLUSTER={service.cluster.state_dir.resolve()}".encode()
+    found = set()
+    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            is_replica = cmdline.read_bytes().startswith(b"ray::ServeReplica")
+            if is_replica and mark in (cmdline.parent / "environ").read_bytes().split(b"\0"):
+                found.add(int(cmdline.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def pid_of(service: Service, deployment: str) -> int:
+    for pid in pids(service):
+        if deployment in Path(f"/proc/{pid}/cmdline").read_text():
+            return pid
+    pytest.fail(f"no replica of {deployment}")
+
+
+@pytest.mark.parametrize("deployment", ["VoiceRecognizer", "SoundClassifier", "Preprocessor"])
+def test_a_replica_that_dies_loses_nothing_silently(service: Service, speech: bytes, deployment: str) -> None:
+    """Every request is answered: with its analysis, or with 503 and when to come back."""
+    expected = service.analyze(speech).json()["text"]
+    victim = pid_of(service, deployment)
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(service.analyze, speech) for _ in range(24)]
+        os.kill(victim, signal.SIGKILL)
+        for answer in [pending.result() for pending in answers]:
+            if answer.status_code == 200:
+                assert answer.json()["text"] == expected
+            else:
+                assert answer.status_code == 503, answer.text
+                assert int(answer.headers["Retry-After"]) > 0
+    poll(lambda: service.analyze(speech).status_code == 200, 90, "the service did not come back")
