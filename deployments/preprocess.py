@@ -102,7 +102,7 @@ class Preprocessor:
 
     async def _hear(self, chunk: Chunk, options: AnalysisOptions) -> _Heard:
         """Both models at once."""
-        regions = tuple(regions_of(chunk))
+        regions = tuple(regions_of(chunk)) if Task.SPEECH in options.tasks else ()
         speech, sounds = await asyncio.gather(
             self._ask(self._voice, "transcribe", regions, sum(len(region.samples) for region in regions))
             if regions

@@ -112,7 +112,7 @@ class ClipReader:
     Args:
         source: Bytes in memory, or a path.
         params: How the clip is read and cut.
-        options: Speech asks for voice activity, levels for a level report; what is not asked for costs nothing.
+        options: A level report is made where it is asked for.
     """
 
     def __init__(self, source: EncodedAudio | Path, params: ReadingParams, options: AnalysisOptions) -> None:
@@ -136,9 +136,8 @@ class ClipReader:
         n_samples = 0
         meter: LevelMeter | None = None
         resampler: Resampler | None = None
-        chunker = Chunker(
-            self._params.chunks, self._params.voice_activity if Task.SPEECH in self._options.tasks else None
-        )
+        # Voice activity runs even where speech was not asked for: a clip is cut the same whatever is asked of it.
+        chunker = Chunker(self._params.chunks, self._params.voice_activity)
         with open_audio(self._source, self._params.limits) as audio:
             for block in audio:
                 if resampler is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -283,13 +283,18 @@ def _check(query: AnalyzeQuery) -> None:
 
 
 def _caption_options(query: AnalyzeQuery, config: IngressConfig, summary: ClipSummary | None) -> CaptionOptions:
-    """Options of caption files; a timecode that the request does not give is that of the file."""
-    chosen = {"start_timecode": query.start_timecode, "frame_rate": query.frame_rate}
+    """Options of caption files; a timecode that the request does not give is that of the file.
+
+    A file may say anything, such as the 29.83 frames a second of a telephone's video: what is no timecode is left out.
+    """
+    given = {"start_timecode": query.start_timecode, "frame_rate": query.frame_rate}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if summary is not None:
         found = {"start_timecode": summary.start_timecode, "frame_rate": summary.frame_rate}
-        chosen = {name: found[name] if value is None else value for name, value in chosen.items()}
-    given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-    return CaptionOptions(sdh=config.sdh, **given)
+        found = {name: value for name, value in found.items() if value is not None}
+        with suppress(InvalidRequest):
+            return CaptionOptions(sdh=config.sdh, **{**found, **options})
+    return CaptionOptions(sdh=config.sdh, **options)
 
 
 @asynccontextmanager
