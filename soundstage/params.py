@@ -158,3 +158,33 @@ class DecodingParams(Params):
     """A row is cut off beyond it. Source: the reference implementation, github.com/moonshine-ai/moonshine."""
     max_batch_s: float = Field(80.0, gt=0)
     """Padded audio that is decoded together."""
+
+
+class EventParams(Params):
+    """How frame scores become events. The numbers were set on mixes with known times, see training."""
+
+    on_score: float = Field(0.5, ge=0, le=1)
+    """A frame at or above it starts an event."""
+    off_score: float = Field(0.25, ge=0, le=1)
+    """A frame below it ends the event."""
+    response_s: float = Field(0.3, ge=0)
+    """How much of a sound the window of a frame has to hold until its score rises."""
+    min_hot_s: float = Field(0.6, ge=0)
+    """Scores that stay up for less are chance: the window smears even a click over more."""
+    min_duration_s: float = Field(0.2, ge=0)
+    """What is reported of sounds too short to measure."""
+    max_gap_s: float = Field(0.6, ge=0)
+    """The same sound again after a shorter gap is the same event."""
+
+
+class ClientParams(Params):
+    """How patiently the command line asks the service."""
+
+    n_attempts: int = Field(6, ge=1)
+    """At a service that is busy or cannot be reached; with the waits below it takes 15 s to give up."""
+    first_wait_s: float = Field(0.5, ge=0)
+    """Doubles with every attempt; Retry-After, where the service sends it, is the least."""
+    max_wait_s: float = Field(60.0, ge=0)
+    connect_timeout_s: float = Field(5.0, gt=0)
+    read_timeout_s: float = Field(630.0, gt=0)
+    """Without one byte of an answer. A little more than the service gives a whole request."""

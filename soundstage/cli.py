@@ -1,0 +1,294 @@
+"""The command line: how each command is called. What the commands do is in soundstage.commands and beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from soundstage import doctor as machine
+from soundstage import sample as clip
+from soundstage.client import AnalysisRequest, OnProgress, ServiceClient
+from soundstage.commands import keys
+from soundstage.commands.analyze import Analyze, Job, Runner, local_analyzer, plan, report
+from soundstage.commands.outputs import OUTPUT_FORMATS, TimecodeChoice
+from soundstage.errors import ModelError, ServiceError
+from soundstage.models import registry
+from soundstage.pipeline import AnalysisOptions, Pipeline, Task, parse_tasks
+from soundstage.types import Analysis
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+API_KEY_VARIABLE = "SOUNDSTAGE_API_KEY"
+"""Never an option: every user of a machine sees the arguments of every process."""
+DEFAULT_JOBS = 4
+STDOUT = Path("-")
+
+
+class ExitCode:
+    """What the shell is told; 2 is also what the parser of the command line answers."""
+
+    FAILED = 1
+    USAGE = 2
+    UNREACHABLE = 3
+
+
+def _examples(*lines: str, notes: tuple[str, ...] = ()) -> str:
+    # click wraps what follows a paragraph's \b not at all.
+    examples = "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+    return "\n\n".join([examples, *notes])
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="What is said, what is heard, how loud, and when.",
+    epilog=_examples(
+        "soundstage sample sample.wav", "soundstage analyze sample.wav --format json,sdh_srt", "soundstage doctor"
+    ),
+)
+models_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The models on this machine.")
+keys_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="API keys of the service.")
+app.add_typer(models_app, name="models", epilog=_examples("soundstage models fetch", "soundstage models list"))
+app.add_typer(keys_app, name="keys", epilog=_examples("soundstage keys new newsroom"))
+
+Url = Annotated[str, typer.Option(envvar="SOUNDSTAGE_URL", help="Of the service.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+@app.command(
+    epilog=_examples(
+        "soundstage analyze take1.wav",
+        "soundstage analyze rushes/ --format json,sdh_srt,edl --output reports/ --jobs 8",
+        "soundstage analyze film.mov --format edl --start-timecode 10:00:00:00 --frame-rate 25",
+        "soundstage analyze interview.mp3 --tasks speech --format srt --output -",
+        "soundstage analyze take1.wav take2.wav --local --json",
+        notes=(
+            "Exit codes: 0 all done, 1 some files failed, 2 wrong usage, 3 no service answers.",
+            f"A key that the service asks for is read from the variable {API_KEY_VARIABLE}.",
+        ),
+    )
+)
+def analyze(
+    files: Annotated[list[Path], typer.Argument(help="Media files, or folders of them.", metavar="FILE")],
+    *,
+    output_format: Annotated[
+        str, typer.Option("--format", help=f"Any of {', '.join(OUTPUT_FORMATS)}, separated by commas.")
+    ] = "json",
+    tasks: Annotated[str, typer.Option(help="Any of speech, sounds, levels, separated by commas.")] = ",".join(Task),
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the outputs; beside each input if left out. - is standard output.")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    local: Annotated[bool, typer.Option("--local", help="Analyse in this process, without a service.")] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Files sent side by side; {DEFAULT_JOBS} if left out. Not with --local."),
+    ] = None,
+    language: Annotated[str | None, typer.Option(help="ISO 639-1; only en so far.")] = None,
+    min_score: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Leave out tags and events that score less.")
+    ] = None,
+    start_timecode: Annotated[
+        str | None, typer.Option(help="HH:MM:SS:FF of the first frame (; before FF: drop frame). Else the file's.")
+    ] = None,
+    frame_rate: Annotated[float | None, typer.Option(help="Frames a second of the timecode. Else the file's.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON a file on standard output.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite/--no-overwrite",
+            help="Replace outputs that are there. Else they are kept, what is missing is written, and a file whose"
+            " outputs are all there is skipped.",
+        ),
+    ] = False,
+) -> None:
+    """Analyse media files, by the service or in this process."""
+    to_stdout = output == STDOUT
+    formats = _formats(output_format)
+    try:
+        options = AnalysisOptions(tasks=parse_tasks(tasks), language=language)
+        timecode = TimecodeChoice(start_timecode=start_timecode, frame_rate=frame_rate)
+    except ServiceError as e:
+        raise typer.BadParameter(e.detail) from e
+    if local and jobs is not None and jobs > 1:
+        raise typer.BadParameter("--local analyses one file after the other; leave --jobs out")
+    planned = plan(files, formats, None if to_stdout else output, to_stdout=to_stdout)
+    if to_stdout and (len(planned) != 1 or len(formats) != 1 or as_json):
+        raise typer.BadParameter("--output - takes one file, one format and no --json")
+    stopped = threading.Event()
+    console = Console(stderr=True)
+    with ExitStack() as stack:
+        run: Analyze
+        if local:
+            run = local_analyzer(_load(options, console), options, min_score)
+        else:
+            client = stack.enter_context(_client(url, stopped))
+            request = AnalysisRequest(tasks=options.tasks, language=language, min_score=min_score)
+
+            def run(path: Path, on_progress: OnProgress) -> Analysis:
+                return client.analyze(path, request, on_progress)
+
+        runner = Runner(run, timecode=timecode, overwrite=overwrite, console=console, stopped=stopped)
+        n_failed = _run(runner, planned, 1 if local else jobs or DEFAULT_JOBS, console, as_json=as_json)
+    if runner.unreachable:
+        raise typer.Exit(ExitCode.UNREACHABLE)
+    if n_failed:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    unknown = [name for name in names if name not in OUTPUT_FORMATS]
+    if unknown or not names:
+        raise typer.BadParameter(f"--format {text!r}: choose from {', '.join(OUTPUT_FORMATS)}, separated by commas")
+    return names
+
+
+def _client(url: str, stopped: threading.Event) -> ServiceClient:
+    try:
+        return ServiceClient(url, api_key=os.environ.get(API_KEY_VARIABLE), sleep=stopped.wait)
+    except ValueError as e:
+        raise typer.BadParameter(str(e)) from e
+
+
+def _load(options: AnalysisOptions, console: Console) -> Pipeline:
+    try:
+        with console.status("loading models"):
+            return Pipeline.load(options.tasks)
+    except (ModelError, ImportError) as e:
+        _fail(str(e))
+
+
+def _run(runner: Runner, jobs: list[Job], n_jobs: int, console: Console, *, as_json: bool) -> int:
+    n_failed = 0
+    for outcome in runner.run(jobs, n_jobs):
+        report(outcome, console, as_json=as_json)
+        n_failed += outcome.status == "failed"
+    return n_failed
+
+
+@models_app.command("fetch", epilog=_examples("soundstage models fetch"))
+def models_fetch() -> None:
+    """Read the speech model out of the installed package moonshine-voice, once; nothing is downloaded."""
+    from soundstage.speech import weights  # noqa: PLC0415  # only set-up needs what it imports
+
+    try:
+        folder = weights.fetch()
+    except (ModelError, OSError) as e:
+        _fail(str(e))
+    typer.echo(f"{folder.card.name} {folder.card.version} in {folder.path}")
+
+
+@models_app.command("list", epilog=_examples("soundstage models list", "soundstage models list --json"))
+def models_list(as_json: AsJson = False) -> None:
+    """Models that can be read, with their versions and licences."""
+    cards = [folder.card for folder in registry.list_models()]
+    if as_json:
+        _echo_json([card.model_dump(exclude={"files"}) for card in cards])
+        return
+    table = Table("name", "version", "kind", "licence", "description")
+    for card in cards:
+        table.add_row(card.name, card.version, card.kind, card.licence, card.description)
+    Console().print(table)
+
+
+@models_app.command(
+    "show",
+    epilog=_examples("soundstage models show soundstage-sounds", "soundstage models show moonshine-tiny-en --json"),
+)
+def models_show(
+    name: Annotated[str, typer.Argument(help="As `soundstage models list` shows it.")],
+    version: Annotated[str | None, typer.Option(help="The newest if left out.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The card of one model: where it comes from, what it hears, how well."""
+    try:
+        folder = registry.find(name, version)
+    except ModelError as e:
+        _fail(str(e))
+    if as_json:
+        _echo_json({**folder.card.model_dump(), "path": str(folder.path)})
+        return
+    typer.echo((folder.path / registry.README_NAME).read_text(encoding="utf-8"))
+    typer.echo(f"Folder: {folder.path}")
+
+
+@app.command(epilog=_examples("soundstage doctor", "soundstage doctor --json"))
+def doctor(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """What this machine has and lacks, and what to do about it; exit code 1 where something needed is missing."""
+    checks = machine.examine(url)
+    if as_json:
+        _echo_json([check.record for check in checks])
+    else:
+        machine.show(checks, Console())
+    if not machine.is_fit(checks):
+        raise typer.Exit(ExitCode.FAILED)
+
+
+@keys_app.command(
+    "new",
+    epilog=_examples("soundstage keys new newsroom", "soundstage keys new newsroom --append api_keys.txt"),
+)
+def keys_new(
+    name: Annotated[str, typer.Argument(help="Whom the key is for: letters, digits, '.', '_' and '-'.")],
+    append: Annotated[
+        Path | None, typer.Option(help="Add the line to this file, which only its owner may read.")
+    ] = None,
+) -> None:
+    """Make an API key. It is shown once, on standard output; the service keeps its SHA-256 alone."""
+    try:
+        key, line = keys.new_key(name)
+        if append is not None:
+            keys.append_line(append, line)
+    except ValueError as e:
+        raise typer.BadParameter(str(e)) from e
+    except OSError as e:
+        _fail(str(e))
+    typer.echo(key)
+    if append is None:
+        typer.echo(line)
+        typer.echo("The key, for the client, and its line for the service's file of keys.", err=True)
+    else:
+        typer.echo(f"The key, for the client; its line was added to {append}.", err=True)
+
+
+@app.command(epilog=_examples("soundstage sample sample.wav"))
+def sample(
+    out: Annotated[Path, typer.Argument(help="The WAV file to write.", metavar="OUT.wav")],
+) -> None:
+    """Write a clip to try the service with: a reading, and sounds between and beside it."""
+    try:
+        truth = clip.write(out)
+    except (clip.SpeechMissing, OSError) as e:
+        _fail(str(e))
+    typer.echo(f"{out}: {truth.duration_s:.1f} s")
+    for sound in truth.sounds:
+        typer.echo(f"  {sound.start_s:5.1f} to {sound.end_s:4.1f} s  {sound.label}")
+    typer.echo(clip.LICENCE)
+
+
+def _echo_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"failed: {message}", err=True)
+    raise typer.Exit(ExitCode.FAILED)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the commands do; soundstage.cli says how they are called."""
