@@ -1,0 +1,197 @@
+"""The sound classifier: YAMNet's body on whole windows of 5 s, and a head on what it found over time.
+
+The body is MobileNet v1 as YAMNet uses it, with the batch normalisation folded into its convolutions. It turns a
+window into 16 steps of 0.32 s; the head sees mean and maximum over any stretch of steps: all 16 for what a whole
+window holds, about 2 s for when it is heard.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+from keras import layers
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy.special import expit, softmax
+
+from soundstage.audio.features import mel_spectrogram, n_frames
+from soundstage.errors import ModelError
+from soundstage.params import FeatureParams, Params
+
+SPEECH, MUSIC, SILENCE = "speech", "music", "silence"
+EXTRA_LABELS = (SPEECH, MUSIC, SILENCE)
+"""What is heard beside, under or instead of the sounds; each independent of all others."""
+
+STEP_FRAMES = 32
+"""Frames to a step: the body halves the time axis five times."""
+N_EMBEDDING = 1024
+
+_BLOCKS = (
+    (1, 64),
+    (2, 128),
+    (1, 128),
+    (2, 256),
+    (1, 256),
+    (2, 512),
+    (1, 512),
+    (1, 512),
+    (1, 512),
+    (1, 512),
+    (1, 512),
+    (2, 1024),
+    (1, 1024),
+)
+"""Stride of the depthwise and width of the pointwise convolution of each block."""
+
+LAYER_NAMES = ("conv", *(f"{kind}_{i}" for i in range(1, 14) for kind in ("depthwise", "pointwise")))
+"""The 27 convolutions in their order, which is also that of YAMNet's TFLite file."""
+
+
+class SoundParams(Params):
+    """What the classifier was trained with; saved beside its weights.
+
+    Attributes:
+        sounds: Labels that exclude one another; one more output, for none of them, follows.
+        window_s: Seconds of audio that the body sees at once.
+        frame_window_s: Seconds over which a frame score is pooled.
+        level_target: The loudest quarter of a second of each window is brought to this mean mel magnitude, so that
+            a quiet recording looks as it did in training. 3 is near the median of ESC-50.
+        max_gain: At most so much louder, so that silence stays silence.
+    """
+
+    features: FeatureParams = FeatureParams()
+    sounds: tuple[str, ...] = Field(min_length=1)
+    window_s: float = Field(5.0, gt=0)
+    frame_window_s: float = Field(1.92, gt=0)
+    level_target: float = Field(3.0, gt=0)
+    max_gain: float = Field(20.0, ge=1)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What scores are given for, in their order."""
+        return (*self.sounds, *EXTRA_LABELS)
+
+    @property
+    def n_logits(self) -> int:
+        """Outputs of the head: the sounds, none of them, and the three that stand alone."""
+        return len(self.sounds) + 1 + len(EXTRA_LABELS)
+
+    @property
+    def n_window_samples(self) -> int:
+        """Length of a window."""
+        return round(self.window_s * self.features.sample_rate)
+
+    @property
+    def n_window_frames(self) -> int:
+        """Spectrogram frames of a window."""
+        return n_frames(self.n_window_samples, self.features)
+
+    @property
+    def n_window_steps(self) -> int:
+        """Steps of the body's map of a window."""
+        return math.ceil(self.n_window_frames / STEP_FRAMES)
+
+    @property
+    def step_s(self) -> float:
+        """Seconds from step to step."""
+        return STEP_FRAMES * self.features.hop_length / self.features.sample_rate
+
+    @property
+    def n_frame_steps(self) -> int:
+        """Steps over which a frame score is pooled."""
+        return max(1, round(self.frame_window_s / self.step_s))
+
+
+def levels(mel: NDArray[np.float32], params: FeatureParams) -> NDArray[np.float32]:
+    """Mean mel magnitude, smoothed over a quarter of a second.
+
+    Args:
+        mel: float32 (n_frames, n_mels), before the logarithm.
+        params: What it was made with.
+
+    Returns:
+        float32 (n_frames,).
+    """
+    width = round(0.25 * params.sample_rate / params.hop_length)
+    return np.convolve(mel.mean(axis=1), np.full(width, 1 / width, np.float32), "same")
+
+
+def window_features(samples: NDArray[np.float32], params: SoundParams) -> NDArray[np.float32]:
+    """What the body sees of one window: the log-mel spectrogram of its samples, brought to one level.
+
+    Args:
+        samples: float32 (params.n_window_samples,).
+        params: The frozen parameters saved beside the weights.
+
+    Returns:
+        float32 (params.n_window_frames, n_mels).
+    """
+    mel = mel_spectrogram(samples, params.features)
+    loudest = float(levels(mel, params.features).max())
+    gain = min(params.max_gain, params.level_target / max(loudest, 1e-9))
+    result: NDArray[np.float32] = np.log(mel * np.float32(gain) + np.float32(params.features.log_offset))
+    return result
+
+
+def build_body(params: SoundParams) -> keras.Model:
+    """The convolutions, untrained: log-mel (batch, n_frames, n_mels) to map (batch, n_steps, 1024).
+
+    The activation is ReLU6: the ranges in YAMNet's own file end at 6.
+
+    Source: MobileNet v1, arXiv:1704.04861; github.com/tensorflow/models, research/audioset/yamnet/yamnet.py.
+    """
+    names = iter(LAYER_NAMES)
+    log_mel = keras.Input((params.n_window_frames, params.features.n_mels), name="log_mel")
+    x = layers.Reshape((params.n_window_frames, params.features.n_mels, 1))(log_mel)
+    x = layers.Conv2D(32, 3, strides=2, padding="same", name=next(names))(x)
+    x = layers.ReLU(6.0)(x)
+    for stride, width in _BLOCKS:
+        x = layers.DepthwiseConv2D(3, strides=stride, padding="same", name=next(names))(x)
+        x = layers.ReLU(6.0)(x)
+        x = layers.Conv2D(width, 1, padding="same", name=next(names))(x)
+        x = layers.ReLU(6.0)(x)
+    # (batch, n_steps, 2, 1024) -> (batch, n_steps, 1024)
+    return keras.Model(log_mel, keras.ops.mean(x, axis=2), name="body")
+
+
+def body_weights(body: keras.Model) -> dict[str, NDArray[np.float32]]:
+    """Kernels (Keras layout) and biases by name, such as "pointwise_3/kernel"."""
+    arrays: dict[str, NDArray[np.float32]] = {}
+    for name in LAYER_NAMES:
+        kernel, bias = body.get_layer(name).get_weights()
+        arrays |= {f"{name}/kernel": kernel, f"{name}/bias": bias}
+    return arrays
+
+
+def set_body_weights(body: keras.Model, weights: Mapping[str, NDArray[np.generic]]) -> None:
+    """Fill the body.
+
+    Raises:
+        ModelError: An array is missing or of another shape.
+    """
+    try:
+        for name in LAYER_NAMES:
+            arrays = [weights[f"{name}/{part}"].astype(np.float32) for part in ("kernel", "bias")]
+            body.get_layer(name).set_weights(arrays)
+    except (KeyError, ValueError) as e:
+        raise ModelError(f"the weights do not fit the sound model: {e}") from e
+
+
+def scores_from_logits(logits: NDArray[np.float32], params: SoundParams) -> NDArray[np.float32]:
+    """What is shown for each label.
+
+    Args:
+        logits: float32 (..., params.n_logits).
+        params: The frozen parameters saved beside the weights.
+
+    Returns:
+        float32 (..., len(params.labels)): softmax over the sounds and none of them, without the last, then
+        a sigmoid for each of speech, music and silence.
+    """
+    n_exclusive = len(params.sounds) + 1
+    exclusive = softmax(logits[..., :n_exclusive], axis=-1)[..., :-1]
+    independent = expit(logits[..., n_exclusive:])
+    return np.concatenate([exclusive, independent], axis=-1).astype(np.float32)

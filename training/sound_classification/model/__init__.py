@@ -1,0 +1,1 @@
+"""Where the classifier's weights start from."""

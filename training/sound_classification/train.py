@@ -1,0 +1,256 @@
+"""Trains the sound classifier and writes it as a model folder, or measures the recipe by cross-validation."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from soundstage.models.registry import ModelCard, ModelFolder, write_folder
+from soundstage.models.runtime import limit_threads
+from soundstage.sound.model import MUSIC, SILENCE, SPEECH, SoundParams, scores_from_logits, window_features
+from training.data import BadFolder
+from training.sound_classification.data.examples import Mixer
+from training.sound_classification.data.material import FREE_LICENCE, Material, fit, load
+from training.sound_classification.learning import Learner, LearningParams, window_logits
+from training.sound_classification.model.yamnet import NotYamnet, Yamnet
+
+CARD_TEMPLATE = Path(__file__).parent / "model" / "card.md"
+NAME, VERSION = "soundstage-sounds", "0.1.0"
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+console = Console(stderr=True)
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), *Progress.get_default_columns()[1:2], MofNCompleteColumn(),
+        TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console,
+    )  # fmt: skip
+
+
+def rounded(weights: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float16]]:
+    """As they are stored: half precision costs no accuracy."""
+    return {name: array.astype(np.float16) for name, array in weights.items()}
+
+
+def train(
+    material: Material,
+    chosen: NDArray[np.int64],
+    params: SoundParams,
+    learning: LearningParams,
+    yamnet: Path,
+    *,
+    seed: int,
+    title: str,
+) -> dict[str, NDArray[np.float16]]:
+    """One run on the chosen clips; the weights as they are stored."""
+    learner = Learner(params, learning, Yamnet(yamnet).weights(), seed)
+    mixer = Mixer(material, chosen, params, seed)
+    if mixer.n_windows() < learning.batch_size:
+        raise BadFolder(f"{len(chosen)} clips do not fill one batch of {learning.batch_size} windows")
+    with _bar() as bar:
+        task = bar.add_task(title, total=None, note="")
+        for progress in learner.learn(mixer):
+            bar.update(task, completed=progress.step, total=progress.n_steps, note=f"loss {progress.loss:.2f}")
+    return rounded(learner.weights())
+
+
+def _window_scores(
+    params: SoundParams, weights: dict[str, NDArray[np.float16]], windows: Iterable[NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    features = np.stack([window_features(fit(window, params.n_window_samples), params) for window in windows])
+    return scores_from_logits(window_logits(params, weights, features), params)
+
+
+def top1(
+    material: Material, tested: NDArray[np.int64], params: SoundParams, weights: dict[str, NDArray[np.float16]]
+) -> float:
+    """Share of the clips whose best-scored sound is the right one."""
+    scores = _window_scores(params, weights, (material.clips[i].astype(np.float32) for i in tested))
+    best = np.array(params.sounds)[scores[:, : len(params.sounds)].argmax(axis=1)]
+    return float((best == material.categories[tested]).mean())
+
+
+def behaviour(material: Material, params: SoundParams, weights: dict[str, NDArray[np.float16]]) -> dict[str, float]:
+    """What is heard in speech, music and silence that was not trained on.
+
+    Returns:
+        For each, the share of 5 s windows in which it scores at least 0.5, and for speech and music the share in
+        which any sound does, wrongly.
+    """
+    n = params.n_window_samples
+    figures = {}
+    n_sounds = len(params.sounds)
+    for label, source in ((SPEECH, material.speech_test), (MUSIC, material.music_test)):
+        if len(source) >= n:
+            scores = _window_scores(params, weights, source[: len(source) // n * n].reshape(-1, n))
+            figures[f"{label}_found"] = float((scores[:, params.labels.index(label)] >= 0.5).mean())
+            figures[f"{label}_with_false_sound"] = float((scores[:, :n_sounds] >= 0.5).any(axis=1).mean())
+    noise = np.random.default_rng(1).standard_normal((8, n)).astype(np.float32)
+    levels = 10.0 ** (np.array([-np.inf, -100, -96, -90, -86, -82, -78, -74], np.float32) / 20)
+    scores = _window_scores(params, weights, noise * levels[:, np.newaxis])
+    figures[f"{SILENCE}_found"] = float((scores[:, params.labels.index(SILENCE)] >= 0.5).mean())
+    return figures
+
+
+def write(
+    registry: Path,
+    *,
+    material: Material,
+    chosen: NDArray[np.int64],
+    params: SoundParams,
+    weights: dict[str, NDArray[np.float16]],
+    figures: dict[str, float],
+    licences: str,
+) -> ModelFolder:
+    """The model folder: weights, parameters and what people have to know of them."""
+    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(figures.items()))
+    attributions = "\n".join(sorted(str(name) for name in material.names[chosen])).encode()
+    readme = CARD_TEMPLATE.read_text(encoding="utf-8").format(
+        name=NAME,
+        version=VERSION,
+        n_clips=len(chosen),
+        n_sounds=len(params.sounds),
+        licences=licences,
+        folds=", ".join(str(fold) for fold in np.unique(material.folds[chosen])),
+        figures=rows or "| not measured | |",
+    )
+    card = ModelCard(
+        name=NAME,
+        version=VERSION,
+        kind="sound",
+        description=f"{len(params.sounds)} everyday sounds, speech, music and silence, over time",
+        licence="Apache-2.0",
+        source=f"YAMNet (Apache-2.0), every layer trained on {len(chosen)} clips of ESC-50 ({licences}); see README.md",
+        labels=params.labels,
+        metrics=figures,
+    )
+    return write_folder(
+        registry,
+        card,
+        params=params,
+        weights=weights,
+        readme=readme,
+        extra={"training-clips.txt": attributions + b"\n"},
+    )
+
+
+def _folds(text: str) -> list[int]:
+    try:
+        return sorted({int(part) for part in text.split(",")})
+    except ValueError as e:
+        raise typer.BadParameter(f"{text!r} is no list of folds such as 1,2,3,4") from e
+
+
+@app.command(
+    epilog="""
+**Examples**
+
+`python -m training.sound_classification.train --data esc50 --speech ljspeech --yamnet yamnet.tflite
+--cross-validate --report runs/cross-validation.json`
+
+`python -m training.sound_classification.train --data esc50 --speech ljspeech --yamnet yamnet.tflite
+--report runs/cross-validation.json --output soundstage/models/shipped`
+"""
+)
+def main(
+    *,
+    data: Annotated[Path, typer.Option(help="Labelled clips, laid out as ESC-50: meta.csv beside audio/.")],
+    speech: Annotated[Path, typer.Option(help="Recorded speech: meta.csv with filename and transcript, and audio/.")],
+    yamnet: Annotated[Path, typer.Option(help="YAMNet's TFLite file: where the weights start, and a teacher.")],
+    output: Annotated[Path, typer.Option(help="Registry to write the model to.")] = Path("runs/models"),
+    folds: Annotated[str, typer.Option(help="Folds that are used.")] = "1,2,3,4",
+    cross_validate: Annotated[
+        bool, typer.Option("--cross-validate", help="Leave out each fold in turn and test on it; writes no model.")
+    ] = False,
+    test_folds: Annotated[
+        str | None, typer.Option(help="Cross-validate with these folds only, to run several side by side.")
+    ] = None,
+    licences: Annotated[
+        str, typer.Option(help="Train on clips whose column licence has this value; 'any' takes all.")
+    ] = FREE_LICENCE,
+    epochs: Annotated[int, typer.Option(min=1, help="Times each clip is heard alone.")] = LearningParams().n_epochs,
+    seed: Annotated[int, typer.Option(help="Of everything that is left to chance.")] = 0,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="JSON file: cross-validation adds its figures, training copies them into the model card."),
+    ] = None,
+    cache: Annotated[Path, typer.Option(help="Where decoded and synthesised audio is kept.")] = Path("runs/sound"),
+    material_seconds: Annotated[float, typer.Option(help="How much speech, and music, is synthesised.")] = 1800.0,
+    threads: Annotated[int, typer.Option(min=1, help="Several runs with one thread each beat one with many.")] = 1,
+) -> None:
+    """Train the sound classifier on folders of labelled clips.
+
+    The last line printed is JSON: the figures that were measured.
+    """
+    limit_threads(threads)
+    used = _folds(folds)
+    try:
+        with _bar() as bar:
+            task = bar.add_task("material", total=None, note="")
+            params = SoundParams(sounds=("unknown",))
+            material = load(
+                data,
+                speech,
+                yamnet,
+                cache,
+                n_window_samples=params.n_window_samples,
+                seconds=material_seconds,
+                on_clip=lambda done, of: bar.update(task, completed=done, total=of),
+            )
+        if not len(material.music):
+            console.print("fluidsynth or its sound font is missing: nothing is learnt of music but from YAMNet")
+        params = SoundParams(sounds=tuple(np.unique(material.categories[np.isin(material.folds, used)]).tolist()))
+        learning = LearningParams(n_epochs=epochs)
+        allowed = np.isin(material.folds, used) & ((material.licences == licences) | (licences == "any"))
+        if not allowed.any():
+            raise BadFolder(f"no clip of folds {folds} has the licence {licences!r}")  # noqa: TRY301
+        figures = json.loads(report.read_text(encoding="utf-8")) if report is not None and report.is_file() else {}
+        if cross_validate:
+            for fold in _folds(test_folds) if test_folds else used:
+                chosen = np.flatnonzero(allowed & (material.folds != fold))
+                tested = np.flatnonzero(material.folds == fold)
+                if not len(chosen) or not len(tested):
+                    raise BadFolder(f"nothing to train on or to test with when fold {fold} is left out")  # noqa: TRY301
+                weights = train(material, chosen, params, learning, yamnet, seed=seed, title=f"without fold {fold}")
+                figures[f"top1_fold_{fold}"] = top1(material, tested, params, weights)
+                console.print(f"fold {fold}: top-1 {figures[f'top1_fold_{fold}']:.4f} of {len(tested)} clips")
+                if report is not None:
+                    report.parent.mkdir(parents=True, exist_ok=True)
+                    known = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+                    report.write_text(json.dumps({**known, **figures}, indent=2, sort_keys=True) + "\n", "utf-8")
+        else:
+            chosen = np.flatnonzero(allowed)
+            weights = train(material, chosen, params, learning, yamnet, seed=seed, title="all folds")
+            figures |= behaviour(material, params, weights)
+        by_fold = [value for name, value in figures.items() if name.startswith("top1_fold_")]
+        if by_fold:
+            figures["top1_mean"] = float(np.mean(by_fold))
+        if not cross_validate:
+            folder = write(
+                output,
+                material=material,
+                chosen=chosen,
+                params=params,
+                weights=weights,
+                figures=figures,
+                licences=licences,
+            )
+            console.print(f"written to {os.fspath(folder.path)}")
+    except (BadFolder, NotYamnet) as e:
+        console.print(f"[red]{e}")
+        raise typer.Exit(2) from e
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    app()
