@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import re
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.api.responses import error_response
 from deployments.auth import ApiKeys
-from soundstage.errors import InternalError, Overloaded, ServiceError
+from soundstage.errors import InternalError, Overloaded, ServiceError, TooLarge
 
 REQUEST_ID_HEADER = "X-Request-ID"
 PROTECTED_PREFIX = "/v1/"
@@ -28,12 +30,19 @@ class Gate:
         app: What stands behind.
         keys: Who may call.
         max_concurrent_requests: Of the routes that cost something; more are answered 503.
+        max_body_bytes: A longer body is refused by its announced length, else while it is read. FastAPI's own
+            max_body_size answers the first with a plain text that no handler can change.
+        too_large: The answer to that.
     """
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys, max_concurrent_requests: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, keys: ApiKeys, max_concurrent_requests: int, max_body_bytes: int, too_large: TooLarge
+    ) -> None:
         self._app = app
         self._keys = keys
         self._max_concurrent_requests = max_concurrent_requests
+        self._max_body_bytes = max_body_bytes
+        self._too_large = too_large
         self._n_active = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,12 +65,9 @@ class Gate:
             await send(message)
 
         try:
-            if scope["path"].startswith(PROTECTED_PREFIX):
-                self._keys.check(headers.get("authorization"))
-            if scope["path"] in COSTLY_PATHS:
-                await self._admitted(scope, receive, send_with_id)
-            else:
-                await self._app(scope, receive, send_with_id)
+            self._check(scope["path"], headers)
+            with self._place_for(scope["path"]):
+                await self._app(scope, self._counted(receive), send_with_id)
         except ServiceError as e:
             await error_response(e, request_id)(scope, receive, send_with_id)
         except Exception:
@@ -70,11 +76,32 @@ class Gate:
                 raise
             await error_response(InternalError("unexpected"), request_id)(scope, receive, send_with_id)
 
-    async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._n_active >= self._max_concurrent_requests:
+    def _check(self, path: str, headers: Headers) -> None:
+        if path.startswith(PROTECTED_PREFIX):
+            self._keys.check(headers.get("authorization"))
+        if int(headers.get("content-length", "0")) > self._max_body_bytes:
+            raise self._too_large
+
+    def _counted(self, receive: Receive) -> Receive:
+        n_bytes = 0
+
+        async def receive_counted() -> Message:
+            nonlocal n_bytes
+            message = await receive()
+            n_bytes += len(message.get("body", b""))
+            if n_bytes > self._max_body_bytes:
+                raise self._too_large
+            return message
+
+        return receive_counted
+
+    @contextmanager
+    def _place_for(self, path: str) -> Iterator[None]:
+        is_costly = path in COSTLY_PATHS
+        if is_costly and self._n_active >= self._max_concurrent_requests:
             raise Overloaded("the service is busy; try again after the time in Retry-After")
-        self._n_active += 1
+        self._n_active += is_costly
         try:
-            await self._app(scope, receive, send)
+            yield
         finally:
-            self._n_active -= 1
+            self._n_active -= is_costly

@@ -1,6 +1,6 @@
 """Reads the audio of a request: the body itself, or the part `file` of a form.
 
-Both are spooled to disk beyond a megabyte, and counted while they are read (the application's `max_body_size`).
+Both are spooled to disk beyond a megabyte, and counted while they are read (see `Gate`).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ async def read_upload(request: Request) -> Upload:
     Raises:
         InvalidRequest: The form is malformed or has no part `file`.
         UnusableAudio: There is not one byte of audio.
-        HTTPException: 413, too many bytes.
+        TooLarge: More bytes than may be uploaded.
     """
     media_type = _media_type(request.headers.get("content-type"))
     if media_type == "multipart/form-data":

@@ -76,36 +76,6 @@ _AUDIO_BODY = {
     }
 }
 
-_EXAMPLE = {
-    "request_id": "5f0c7a34",
-    "duration_s": 9.2,
-    "language": "en",
-    "text": "Is anybody home?",
-    "segments": [
-        {
-            "start_s": 1.1,
-            "end_s": 2.6,
-            "text": "Is anybody home?",
-            "words": [],
-            "avg_logprob": -0.21,
-            "no_speech_prob": 0.02,
-        }
-    ],
-    "events": [{"label": "dog", "score": 0.97, "start_s": 3.2, "end_s": 4.8}],
-    "tags": [{"label": "dog", "score": 0.97}, {"label": "speech", "score": 0.95}],
-    "levels": {
-        "integrated_lufs": -23.1,
-        "loudness_range_lu": 4.2,
-        "true_peak_dbtp": -3.4,
-        "sample_peak_dbfs": -3.6,
-        "n_clipped_samples": 0,
-        "silence": [],
-        "n_channels": 2,
-        "sample_rate": 48000,
-    },
-    "models": {"moonshine-tiny-en": "1.0.0", "soundstage-sounds": "0.1.0"},
-}
-
 
 def create_app(engine: Engine, args: AppArgs, keys: ApiKeys, config: Callable[[], IngressConfig]) -> FastAPI:
     """The application.
@@ -120,11 +90,16 @@ def create_app(engine: Engine, args: AppArgs, keys: ApiKeys, config: Callable[[]
         title="Soundstage",
         description="What is said, what is heard, how loud, and when.",
         version=version("soundstage"),
-        max_body_size=args.reading.limits.max_upload_bytes + FORM_OVERHEAD_BYTES,
         responses={error.status_code: {"model": ErrorBody, "description": _first_line(error)} for error in ERRORS},
     )
-    app.add_middleware(Gate, keys=keys, max_concurrent_requests=args.max_concurrent_requests)
-    _add_error_handlers(app, args)
+    app.add_middleware(
+        Gate,
+        keys=keys,
+        max_concurrent_requests=args.max_concurrent_requests,
+        max_body_bytes=args.reading.limits.max_upload_bytes + FORM_OVERHEAD_BYTES,
+        too_large=_too_large(args),
+    )
+    _add_error_handlers(app)
     _add_health(app, engine)
     _add_models(app, engine)
     _add_analyze(app, engine, args, config)
@@ -132,11 +107,16 @@ def create_app(engine: Engine, args: AppArgs, keys: ApiKeys, config: Callable[[]
     return app
 
 
+def _too_large(args: AppArgs) -> TooLarge:
+    limit = args.reading.limits.max_upload_bytes
+    return TooLarge(f"the upload has more than {limit} bytes; send a shorter or a compressed file")
+
+
 def _first_line(error: type[ServiceError]) -> str:
     return (error.__doc__ or "").partition("\n")[0]
 
 
-def _add_error_handlers(app: FastAPI, args: AppArgs) -> None:
+def _add_error_handlers(app: FastAPI) -> None:
     async def on_service_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ServiceError)
         if isinstance(error, InternalError) or type(error) is ServiceError:
@@ -150,11 +130,9 @@ def _add_error_handlers(app: FastAPI, args: AppArgs) -> None:
 
     async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        limit = args.reading.limits.max_upload_bytes
         known: dict[int, ServiceError] = {
             404: NotFound(f"no route {request.method} {request.url.path}; see /docs"),
             405: MethodNotAllowed(f"{request.url.path} does not take {request.method}; see /docs"),
-            413: TooLarge(f"the upload has more than {limit} bytes; send a shorter or a compressed file"),
         }
         answer = known.get(error.status_code, InvalidRequest(str(error.detail)))
         return error_response(answer, request.state.request_id)
@@ -202,7 +180,6 @@ def _add_analyze(app: FastAPI, engine: Engine, args: AppArgs, config: Callable[[
         responses={
             200: {
                 "content": {
-                    "application/json": {"example": _EXAMPLE},
                     NDJSON: {"description": "One line a chunk as it is done, then a line of type summary."},
                     **{form.media_type: {"description": name} for name, form in FORMATS.items()},
                 }

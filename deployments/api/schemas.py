@@ -8,13 +8,44 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from soundstage.captions.formats import FORMATS
 from soundstage.models.registry import ModelCard
-from soundstage.types import Analysis, ChunkAnalysis, Levels, Segment, SoundEvent, Tag
+from soundstage.types import Analysis, ChunkAnalysis, JsonObject, Levels, Segment, SoundEvent, Tag
 
 Milliseconds = Annotated[float, AfterValidator(lambda value: round(value, 3))]
 Score = Annotated[float, AfterValidator(lambda value: round(value, 4)), Field(ge=0, le=1)]
 Decibels = Annotated[float, AfterValidator(lambda value: round(value, 2))]
 
 RESPONSE_FORMATS = ("json", "ndjson", *FORMATS)
+
+
+_EXAMPLE: JsonObject = {
+    "request_id": "5f0c7a34",
+    "duration_s": 9.2,
+    "language": "en",
+    "text": "Is anybody home?",
+    "segments": [
+        {
+            "start_s": 1.1,
+            "end_s": 2.6,
+            "text": "Is anybody home?",
+            "words": [],
+            "avg_logprob": -0.21,
+            "no_speech_prob": 0.02,
+        }
+    ],
+    "events": [{"label": "dog", "score": 0.97, "start_s": 3.2, "end_s": 4.8}],
+    "tags": [{"label": "dog", "score": 0.97}, {"label": "speech", "score": 0.95}],
+    "levels": {
+        "integrated_lufs": -23.1,
+        "loudness_range_lu": 4.2,
+        "true_peak_dbtp": -3.4,
+        "sample_peak_dbfs": -3.6,
+        "n_clipped_samples": 0,
+        "silence": [],
+        "n_channels": 2,
+        "sample_rate": 48000,
+    },
+    "models": {"moonshine-tiny-en": "1.0.0", "soundstage-sounds": "0.1.0"},
+}
 
 
 class Body(BaseModel):
@@ -84,6 +115,8 @@ class LevelsBody(Body):
 
 class AnalysisBody(Body):
     """The answer of POST /v1/analyze in JSON."""
+
+    model_config = ConfigDict(json_schema_extra={"example": _EXAMPLE})
 
     request_id: str
     duration_s: Milliseconds
