@@ -156,6 +156,12 @@ class DecodingParams(Params):
 
     max_tokens_per_s: float = Field(6.5, gt=0)
     """A row is cut off beyond it. Source: the reference implementation, github.com/moonshine-ai/moonshine."""
+    silence_s: float = Field(0.2, ge=0)
+    """Digital silence put before and after each region: the model spells better what does not start at once."""
+    min_avg_logprob: float = Field(-0.7, le=0)
+    """Text that the model itself holds less probable than this, on average over its tokens, is dropped."""
+    max_compression_ratio: float = Field(2.4, gt=1)
+    """Text that zlib shrinks further repeats itself, and is dropped. Source: Whisper (arXiv:2212.04356), 4.5."""
     max_batch_s: float = Field(80.0, gt=0)
     """Padded audio that is decoded together."""
 

@@ -1,0 +1,112 @@
+"""Speech regions to segments of text."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from soundstage.errors import ModelError, SampleRateMismatch
+from soundstage.models.registry import ModelCard, ModelFolder
+from soundstage.models.runtime import limit_threads
+from soundstage.params import DecodingParams, MoonshineParams
+from soundstage.speech.decoding import Decoded, GreedyDecoder
+from soundstage.speech.tokenizer import TOKENIZER_NAME, Tokenizer
+from soundstage.types import Segment, Waveform
+
+
+class Transcriber:
+    """The speech model, ready to write.
+
+    Args:
+        folder: Of the registry, kind "speech".
+        params: When the model stops, and when its text is not believed.
+        n_threads: For TensorFlow; None leaves the choice to it.
+
+    Raises:
+        ModelError: The folder holds another kind of model, or files that do not fit.
+    """
+
+    def __init__(
+        self, folder: ModelFolder, params: DecodingParams | None = None, *, n_threads: int | None = None
+    ) -> None:
+        if folder.card.kind != "speech":
+            raise ModelError(f"{folder.card.name} is a {folder.card.kind} model, not one for speech")
+        if n_threads is not None:
+            limit_threads(n_threads)
+        self.card: ModelCard = folder.card
+        self.params = params or DecodingParams()
+        self._model_params = folder.params(MoonshineParams)
+        self._tokenizer = Tokenizer.read(folder.path / TOKENIZER_NAME)
+        if len(self._tokenizer) != self._model_params.vocabulary_size:
+            raise ModelError(f"the tokenizer in {folder.path} knows {len(self._tokenizer)} tokens, the model others")
+        self._decoder = GreedyDecoder(folder.weights(), self._model_params)
+
+    def warm_up(self) -> None:
+        """Run once, so that the first request does not pay for it.
+
+        Raises:
+            RuntimeError: The output is not finite.
+        """
+        silence = np.zeros(self._model_params.sample_rate, np.float32)
+        if not math.isfinite(self._decoder.decode([silence], [1])[0].avg_logprob):
+            raise RuntimeError(f"{self.card.name} {self.card.version} gives probabilities that are not finite")
+
+    def transcribe(self, waveforms: Sequence[Waveform]) -> list[Segment | None]:
+        """Write down what is said in each waveform; the same whatever else is in the batch.
+
+        Args:
+            waveforms: Speech regions, 16 kHz, at most 30 s each: the model was trained on no longer ones.
+
+        Returns:
+            One for each waveform, with its times; None where there is no text that can be believed.
+
+        Raises:
+            SampleRateMismatch: A waveform has another rate than the model.
+        """
+        for waveform in waveforms:
+            if waveform.sample_rate != self._model_params.sample_rate:
+                raise SampleRateMismatch(
+                    f"the waveform has {waveform.sample_rate} Hz, the model {self._model_params.sample_rate} Hz"
+                )
+        segments: list[Segment | None] = [None] * len(waveforms)
+        for indices in self._batches(waveforms):
+            silence = np.zeros(round(self.params.silence_s * self._model_params.sample_rate), np.float32)
+            batch = [np.concatenate([silence, waveforms[i].samples, silence]) for i in indices]
+            max_tokens = [math.ceil(self.params.max_tokens_per_s * self._padded_s(waveforms[i])) for i in indices]
+            for i, decoded in zip(indices, self._decoder.decode(batch, max_tokens), strict=True):
+                segments[i] = self._segment(waveforms[i], decoded)
+        return segments
+
+    def _padded_s(self, waveform: Waveform) -> float:
+        return waveform.duration_s + 2 * self.params.silence_s
+
+    def _batches(self, waveforms: Sequence[Waveform]) -> list[list[int]]:
+        """Indices of waveforms of like length, together at most max_batch_s long once padded to the longest."""
+        batches: list[list[int]] = []
+        for i in sorted(range(len(waveforms)), key=lambda i: -len(waveforms[i].samples)):
+            if not len(waveforms[i].samples):
+                continue
+            longest = waveforms[batches[-1][0]] if batches else None
+            if longest is None or (len(batches[-1]) + 1) * self._padded_s(longest) > self.params.max_batch_s:
+                batches.append([])
+            batches[-1].append(i)
+        return batches
+
+    def _segment(self, waveform: Waveform, decoded: Decoded) -> Segment | None:
+        text = self._tokenizer.decode(decoded.token_ids)
+        if not text or not decoded.has_ended or decoded.avg_logprob < self.params.min_avg_logprob:
+            return None
+        if compression_ratio(text) > self.params.max_compression_ratio:
+            return None
+        return Segment(
+            start_s=waveform.start_s, end_s=waveform.end_s, text=text, avg_logprob=min(decoded.avg_logprob, 0.0)
+        )
+
+
+def compression_ratio(text: str) -> float:
+    """How many times shorter zlib makes a text: high where it repeats itself."""
+    data = text.encode()
+    return len(data) / len(zlib.compress(data))
