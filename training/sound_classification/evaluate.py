@@ -110,7 +110,7 @@ def main(
             if best != truth:
                 confusions[truth, best] = confusions.get((truth, best), 0) + 1
     except (BadFolder, ModelError, httpx.HTTPError) as e:
-        Console(stderr=True).print(f"[red]{e}")
+        Console(stderr=True).print(str(e), style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from e
     for (truth, best), n in sorted(confusions.items(), key=lambda item: -item[1])[:10]:
         console.print(f"{n:4d}  {truth} taken for {best}")

@@ -179,6 +179,7 @@ def main(
         str, typer.Option(help="Train on clips whose column licence has this value; 'any' takes all.")
     ] = FREE_LICENCE,
     epochs: Annotated[int, typer.Option(min=1, help="Times each clip is heard alone.")] = LearningParams().n_epochs,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows to a step.")] = LearningParams().batch_size,
     seed: Annotated[int, typer.Option(help="Of everything that is left to chance.")] = 0,
     report: Annotated[
         Path | None,
@@ -210,7 +211,7 @@ def main(
         if not len(material.music):
             console.print("fluidsynth or its sound font is missing: nothing is learnt of music but from YAMNet")
         params = SoundParams(sounds=tuple(np.unique(material.categories[np.isin(material.folds, used)]).tolist()))
-        learning = LearningParams(n_epochs=epochs)
+        learning = LearningParams(n_epochs=epochs, batch_size=batch_size)
         allowed = np.isin(material.folds, used) & ((material.licences == licences) | (licences == "any"))
         if not allowed.any():
             raise BadFolder(f"no clip of folds {folds} has the licence {licences!r}")  # noqa: TRY301
@@ -247,7 +248,7 @@ def main(
             )
             console.print(f"written to {os.fspath(folder.path)}")
     except (BadFolder, NotYamnet) as e:
-        console.print(f"[red]{e}")
+        console.print(str(e), style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from e
     print(json.dumps(figures))
 
