@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -27,6 +27,15 @@ class Decoded:
     token_ids: tuple[int, ...]
     avg_logprob: float
     has_ended: bool
+
+
+class _Rows(NamedTuple):
+    """Where each row stands, (n_batch,) each."""
+
+    last: tf.Tensor
+    n_tokens: tf.Tensor
+    sum_logprob: tf.Tensor
+    is_active: tf.Tensor
 
 
 class GreedyDecoder:
@@ -66,7 +75,8 @@ class GreedyDecoder:
         for row, samples in zip(padded, batch, strict=True):
             row[: len(samples)] = samples
         token_ids, n_tokens, sum_logprob = (
-            result.numpy() for result in self._run(padded, np.int32(n_samples), np.int32(max_tokens))
+            result.numpy()
+            for result in self._run(padded, np.array(n_samples, np.int32), np.array(max_tokens, np.int32))
         )
         decoded = []
         for row, n, logprob in zip(token_ids, n_tokens, sum_logprob, strict=True):
@@ -77,42 +87,40 @@ class GreedyDecoder:
 
     def _loop(self, samples: tf.Tensor, n_samples: tf.Tensor, max_tokens: tf.Tensor) -> tuple[tf.Tensor, ...]:
         weights, params = self._weights, self._params
-        states = model.encode(weights, params, samples, n_samples)
-        cross = model.cross_keys_values(weights, params, states)
-        padding = model.padding_bias(model.n_frames_of(n_samples), tf.shape(states)[1])
+        encoded = model.encode(weights, params, samples, n_samples)
         n_batch = tf.shape(samples)[0]
 
-        def step(
-            position: tf.Tensor, last: tf.Tensor, written: tf.Tensor, n_tokens: tf.Tensor,
-            sum_logprob: tf.Tensor, is_active: tf.Tensor, cache: model.Cache,
-        ) -> tuple[Any, ...]:  # fmt: skip
-            logits, cache = model.decode(weights, params, last[:, None], cache, cross, padding, position)
+        def step(position: tf.Tensor, rows: _Rows, written: tf.Tensor, cache: model.Cache) -> tuple[Any, ...]:
+            logits, cache = model.decode(weights, params, rows.last[:, None], cache, encoded, position=position)
             logits = logits[:, 0]
             token = tf.argmax(logits, axis=-1, output_type=tf.int32)
+            token = tf.where(rows.is_active, token, params.end_token_id)
             logprob = tf.reduce_max(logits, axis=-1) - tf.reduce_logsumexp(logits, axis=-1)
-            token = tf.where(is_active, token, params.end_token_id)
-            sum_logprob += tf.where(is_active, logprob, 0.0)
-            n_tokens += tf.cast(is_active, tf.int32)
-            is_active &= (token != params.end_token_id) & (n_tokens < max_tokens)
-            written = tf.concat([written, token[:, None]], axis=1)
-            return position + 1, token, written, n_tokens, sum_logprob, is_active, cache
+            n_tokens = rows.n_tokens + tf.cast(rows.is_active, tf.int32)
+            rows = _Rows(
+                last=token,
+                n_tokens=n_tokens,
+                sum_logprob=rows.sum_logprob + tf.where(rows.is_active, logprob, 0.0),
+                is_active=rows.is_active & (token != params.end_token_id) & (n_tokens < max_tokens),
+            )
+            return position + 1, rows, tf.concat([written, token[:, None]], axis=1), cache
 
-        first = (
-            tf.constant(0),
-            tf.fill([n_batch], params.start_token_id),
-            tf.zeros([n_batch, 0], tf.int32),
-            tf.zeros([n_batch], tf.int32),
-            tf.zeros([n_batch]),
-            tf.fill([n_batch], True),
-            model.empty_cache(params, n_batch),
+        rows = _Rows(
+            last=tf.fill([n_batch], params.start_token_id),
+            n_tokens=tf.zeros([n_batch], tf.int32),
+            sum_logprob=tf.zeros([n_batch]),
+            is_active=tf.fill([n_batch], True),
         )
+        first = tf.constant(0), rows, tf.zeros([n_batch, 0], tf.int32), model.empty_cache(params, n_batch)
+        any_row = tf.TensorShape([None])
         growing = tf.TensorShape([None, params.n_heads, None, params.hidden_size // params.n_heads])
-        row = tf.TensorShape([None])
         shapes = (
-            tf.TensorShape([]), row, tf.TensorShape([None, None]), row, row, row,
+            tf.TensorShape([]),
+            _Rows(any_row, any_row, any_row, any_row),
+            tf.TensorShape([None, None]),
             ((growing, growing),) * params.n_decoder_layers,
-        )  # fmt: skip
-        _, _, written, n_tokens, sum_logprob, _, _ = tf.while_loop(
-            lambda *state: tf.reduce_any(state[5]), step, first, shape_invariants=shapes
         )
-        return written, n_tokens, sum_logprob
+        _, rows, written, _ = tf.while_loop(
+            lambda _, rows, *__: tf.reduce_any(rows.is_active), step, first, shape_invariants=shapes
+        )
+        return written, rows.n_tokens, rows.sum_logprob

@@ -8,7 +8,7 @@ and attention gives padding a weight of exactly zero. The blocks are pure functi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from keras import ops
@@ -21,6 +21,19 @@ Tensor: TypeAlias = Any
 Weights: TypeAlias = Mapping[str, Tensor]
 Cache: TypeAlias = tuple[tuple[Tensor, Tensor], ...]
 """For each decoder layer the keys and values so far, each (n_batch, n_heads, n_steps, head_size)."""
+
+
+class Encoded(NamedTuple):
+    """What the decoder reads of a batch of waveforms.
+
+    Attributes:
+        cross: Keys and values of each layer, (n_batch, n_heads, n_frames, head_size).
+        padding: float32 (n_batch, 1, 1, n_frames), added to the attention logits.
+    """
+
+    cross: Cache
+    padding: Tensor
+
 
 _HOP_LENGTH = 64
 """Samples from one window of the first convolution to the next."""
@@ -110,8 +123,8 @@ def weight_shapes(params: MoonshineParams) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def encode(weights: Weights, params: MoonshineParams, samples: Tensor, n_samples: Tensor) -> Tensor:
-    """Encoder states of a batch of waveforms.
+def encode(weights: Weights, params: MoonshineParams, samples: Tensor, n_samples: Tensor) -> Encoded:
+    """Read a batch of waveforms.
 
     Args:
         weights: As from `prepare`.
@@ -120,7 +133,20 @@ def encode(weights: Weights, params: MoonshineParams, samples: Tensor, n_samples
         n_samples: int32 (n_batch,); what follows in a row is padding.
 
     Returns:
-        float32 (n_batch, n_frames, hidden_size). Frames from `n_frames_of(n_samples)` on are meaningless.
+        What the decoder needs, in which padding counts for nothing.
+    """
+    states = encoder_states(weights, params, samples, n_samples)
+    heads = _heads(params, _dense(weights, "decoder.cross_kv", states))  # all layers' keys and values
+    n = params.n_heads
+    starts = range(0, 2 * n * params.n_decoder_layers, 2 * n)
+    cross = tuple((heads[:, j : j + n], heads[:, j + n : j + 2 * n]) for j in starts)
+    return Encoded(cross, _padding_bias(n_frames_of(n_samples), ops.shape(states)[1]))
+
+
+def encoder_states(weights: Weights, params: MoonshineParams, samples: Tensor, n_samples: Tensor) -> Tensor:
+    """What the encoder hears, float32 (n_batch, n_frames, hidden_size); arguments as for `encode`.
+
+    Frames from `n_frames_of(n_samples)` on are meaningless.
     """
     n_batch, n_padded = ops.shape(samples)
     # A window of 128 samples every 64 is two neighbouring blocks of 64; the kernel's last row is zero.
@@ -133,33 +159,22 @@ def encode(weights: Weights, params: MoonshineParams, samples: Tensor, n_samples
     x = ops.conv(x, weights["encoder.conv3.kernel"], strides=2, padding="valid") + weights["encoder.conv3.bias"]
     x = ops.gelu(x, approximate=False)  # (n_batch, n_frames, hidden_size)
     n_frames = ops.shape(x)[1]
-    padding = padding_bias(n_frames_of(n_samples), n_frames)
+    padding = _padding_bias(n_frames_of(n_samples), n_frames)
     turns = _rotary(params, ops.arange(n_frames))
     for i in range(params.n_encoder_layers):
         layer = f"encoder.layers.{i}"
         h = _norm(weights, params, f"{layer}.self_norm", x)
         q, k, v = _self_qkv(weights, params, layer, h, turns)
-        x = x + _attend(weights, f"{layer}.self_attention.o", q, k, v, padding)
+        x = x + _attend(weights, f"{layer}.self_attention.o", q, k, v, bias=padding)
         h = _norm(weights, params, f"{layer}.mlp_norm", x)
         h = ops.gelu(_dense(weights, f"{layer}.mlp.fc1", h), approximate=False)
         x = x + _dense(weights, f"{layer}.mlp.fc2", h)
     return _norm(weights, params, "encoder.norm", x)
 
 
-def padding_bias(n_valid: Tensor, n_frames: Tensor) -> Tensor:
-    """What to add to attention logits so that padding counts for nothing: (n_batch, 1, 1, n_frames)."""
+def _padding_bias(n_valid: Tensor, n_frames: Tensor) -> Tensor:
     is_padding = ops.arange(n_frames) >= n_valid[:, None]
     return ops.cast(is_padding, "float32")[:, None, None, :] * _MASKED
-
-
-def cross_keys_values(weights: Weights, params: MoonshineParams, states: Tensor) -> Cache:
-    """What every decoder layer reads of the encoder: for each (keys, values), (n_batch, n_heads, n_frames, head_size)."""
-    heads = _heads(params, _dense(weights, "decoder.cross_kv", states))
-    n = params.n_heads
-    pairs = [
-        (heads[:, j : j + n], heads[:, j + n : j + 2 * n]) for j in range(0, 2 * n * params.n_decoder_layers, 2 * n)
-    ]
-    return tuple(pairs)
 
 
 def empty_cache(params: MoonshineParams, n_batch: Tensor) -> Cache:
@@ -169,13 +184,7 @@ def empty_cache(params: MoonshineParams, n_batch: Tensor) -> Cache:
 
 
 def decode(
-    weights: Weights,
-    params: MoonshineParams,
-    token_ids: Tensor,
-    cache: Cache,
-    cross: Cache,
-    padding: Tensor,
-    position: Tensor,
+    weights: Weights, params: MoonshineParams, token_ids: Tensor, cache: Cache, encoded: Encoded, *, position: Tensor
 ) -> tuple[Tensor, Cache]:
     """Logits of the tokens that follow each given one.
 
@@ -184,8 +193,7 @@ def decode(
         params: Of the same model.
         token_ids: int32 (n_batch, n_new), those not in the cache yet; n_new is known when traced.
         cache: Of the tokens before.
-        cross: As from `cross_keys_values`.
-        padding: As from `padding_bias`, over the encoder's frames.
+        encoded: Of the waveforms.
         position: int32 (), number of tokens in the cache.
 
     Returns:
@@ -206,10 +214,10 @@ def decode(
         q, k, v = _self_qkv(weights, params, layer, h, turns)
         k, v = ops.concatenate([past_k, k], axis=2), ops.concatenate([past_v, v], axis=2)
         grown.append((k, v))
-        x = x + _attend(weights, f"{layer}.self_attention.o", q, k, v, future)
+        x = x + _attend(weights, f"{layer}.self_attention.o", q, k, v, bias=future)
         h = _norm(weights, params, f"{layer}.cross_norm", x)
         q = _heads(params, _dense(weights, f"{layer}.cross_attention.q", h))
-        x = x + _attend(weights, f"{layer}.cross_attention.o", q, *cross[i], padding)
+        x = x + _attend(weights, f"{layer}.cross_attention.o", q, *encoded.cross[i], bias=encoded.padding)
         h = _norm(weights, params, f"{layer}.mlp_norm", x)
         value, gate = ops.split(_dense(weights, f"{layer}.mlp.fc1", h), 2, axis=-1)
         x = x + _dense(weights, f"{layer}.mlp.fc2", value * ops.silu(gate))
@@ -258,7 +266,7 @@ def _rotary(params: MoonshineParams, positions: Tensor) -> tuple[Tensor, Tensor]
     speeds = params.rotary_base ** -(np.arange(n_pairs, dtype=np.float32) / n_pairs)
     angles = ops.cast(positions, "float32")[:, None] * np.repeat(speeds, 2)  # (n_steps, rotary_size)
     still = ((0, 0), (0, params.hidden_size // params.n_heads - params.rotary_size))
-    signs = np.tile(np.float32([-1, 1]), n_pairs)
+    signs = np.tile(np.array([-1, 1], np.float32), n_pairs)
     return ops.pad(ops.cos(angles), still, constant_values=1)[:, None], ops.pad(ops.sin(angles) * signs, still)[:, None]
 
 
@@ -286,7 +294,7 @@ def _heads(params: MoonshineParams, x: Tensor) -> Tensor:
     return ops.transpose(ops.reshape(x, (n_batch, n_steps, -1, head_size)), (0, 2, 1, 3))
 
 
-def _attend(weights: Weights, name: str, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+def _attend(weights: Weights, name: str, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None) -> Tensor:
     """Attention of all heads, joined by the output product: (n_batch, n_steps, hidden_size)."""
     logits = ops.matmul(q, ops.swapaxes(k, 2, 3))
     if bias is not None:
