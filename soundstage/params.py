@@ -173,7 +173,7 @@ class EventParams(Params):
     """A frame at or above it starts an event."""
     off_score: float = Field(0.25, ge=0, le=1)
     """A frame below it ends the event."""
-    response_s: float = Field(0.3, ge=0)
+    response_s: float = Field(0.5, ge=0)
     """How much of a sound the window of a frame has to hold until its score rises."""
     min_hot_s: float = Field(0.6, ge=0)
     """Scores that stay up for less are chance: the window smears even a click over more."""
