@@ -24,7 +24,7 @@ import httpx
 import typer
 import yaml
 from rich.console import Console
-from soundstage.sample import write_sample
+from soundstage import sample
 
 ROOT = Path(__file__).parents[1]
 STATE_DIR = ROOT / ".run"
@@ -335,7 +335,7 @@ def status() -> None:
 def _show_sample(cluster: LocalCluster) -> None:
     clip = cluster.state_dir / "sample.wav"
     if not clip.exists():
-        write_sample(clip)
+        sample.write(clip)
     answer = httpx.post(
         f"{cluster.url}/v1/analyze",
         params={"response_format": "sdh_srt"},

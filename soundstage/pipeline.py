@@ -139,9 +139,9 @@ class ClipReader:
         # Voice activity runs even where speech was not asked for: a clip is cut the same whatever is asked of it.
         chunker = Chunker(self._params.chunks, self._params.voice_activity)
         with open_audio(self._source, self._params.limits) as audio:
-            for block in audio:
+            for block in audio.blocks:
                 if resampler is None:
-                    resampler = Resampler(block.sample_rate)
+                    resampler = Resampler()
                     if Task.LEVELS in self._options.tasks:
                         meter = LevelMeter(self._params.levels)
                 if meter is not None:

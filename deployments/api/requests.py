@@ -16,7 +16,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import ClientDisconnect, Request
 
 from soundstage.errors import InvalidRequest, UnusableAudio
-from soundstage.types import EncodedAudio
+from soundstage.types import EncodedAudio, PcmEncoding
 
 SPOOL_BYTES = 1024**2
 """Larger uploads wait on disk. Source: the form parser of Starlette spools at the same size."""
@@ -38,10 +38,18 @@ class Upload:
     media_type: str
     fields: Mapping[str, str]
 
-    def as_audio(self, *, sample_rate: int | None = None, n_channels: int | None = None) -> EncodedAudio:
+    def as_audio(
+        self, *, sample_rate: int | None = None, n_channels: int | None = None, encoding: PcmEncoding | None = None
+    ) -> EncodedAudio:
         """The audio, with what only raw PCM needs to be told."""
         data = self.data if isinstance(self.data, bytes) else np.frombuffer(self.data, dtype=np.uint8)
-        return EncodedAudio(data=data, media_type=self.media_type, sample_rate=sample_rate, n_channels=n_channels)
+        return EncodedAudio(
+            data=data,
+            media_type=self.media_type,
+            sample_rate=sample_rate,
+            n_channels=n_channels,
+            encoding=encoding,
+        )
 
 
 async def read_upload(request: Request) -> Upload:

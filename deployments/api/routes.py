@@ -199,7 +199,7 @@ def _add_analyze(app: FastAPI, engine: Engine, args: AppArgs, config: Callable[[
         options = AnalysisOptions(tasks=parse_tasks(query.tasks), language=query.language)
         _caption_options(query, config(), None)
         min_score = config().min_score if query.min_score is None else query.min_score
-        audio = upload.as_audio(sample_rate=query.sample_rate, n_channels=query.channels)
+        audio = upload.as_audio(sample_rate=query.sample_rate, n_channels=query.channels, encoding=query.encoding)
         parts = before(_audible(engine.analyze(audio, options), min_score), deadline_s)
         request_id = request.state.request_id
         if query.response_format == "ndjson":

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from soundstage.captions.formats import FORMATS
 from soundstage.models.registry import ModelCard
-from soundstage.types import Analysis, ChunkAnalysis, JsonObject, Levels, Segment, SoundEvent, Tag
+from soundstage.types import Analysis, ChunkAnalysis, JsonObject, Levels, PcmEncoding, Segment, SoundEvent, Tag
 
 Milliseconds = Annotated[float, AfterValidator(lambda value: round(value, 3))]
 Score = Annotated[float, AfterValidator(lambda value: round(value, 4)), Field(ge=0, le=1)]
@@ -259,6 +259,7 @@ class AnalyzeQuery(BaseModel):
     frame_rate: float | None = Field(None, gt=0, description="Frames a second of the timecode. Else that of the file.")
     sample_rate: int | None = Field(None, gt=0, description="Hz. Raw PCM needs it.")
     channels: int | None = Field(None, gt=0, description="Of raw PCM; 1 if left out.")
+    encoding: PcmEncoding | None = Field(None, description="Of raw PCM; else that of its media type.")
 
 
 def joined_text(segments: tuple[Segment, ...]) -> str:

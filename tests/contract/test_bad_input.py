@@ -79,9 +79,7 @@ def test_bad_input_is_named_and_the_next_request_unharmed(service: Service, case
 def test_samples_that_are_no_numbers(service: Service) -> None:
     samples = np.zeros(16_000, "<f4")
     samples[5000] = np.nan
-    answer = service.analyze(samples.tobytes(), "audio/pcm;format=f32le", sample_rate=16_000)
-    if answer.status_code == 200:
-        pytest.fail("NaN was accepted")
+    answer = service.analyze(samples.tobytes(), "audio/pcm", encoding="f32le", sample_rate=16_000)
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "unusable_audio")
 
 
