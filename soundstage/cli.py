@@ -161,6 +161,7 @@ def _client(url: str, stopped: threading.Event) -> ServiceClient:
 
 
 def _load(options: AnalysisOptions, console: Console) -> Pipeline:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its notes on the machine are none of the user's business
     try:
         with console.status("loading models"):
             return Pipeline.load(options.tasks)

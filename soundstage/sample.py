@@ -46,21 +46,20 @@ class SpeechMissing(RuntimeError):
 
 
 def door_knocks(duration_s: float, rng: np.random.Generator) -> Floats:
-    """Three knocks on a wooden door, and again."""
-    modes_hz = np.array([95.0, 148.0, 233.0, 310.0, 487.0, 702.0, 1130.0])
+    """Four knocks on a wooden door of a large room, again and again."""
+    modes_hz = np.array([[95.0], [148.0], [233.0], [310.0], [487.0]])
+    decays_s = np.array([[0.045], [0.038], [0.030], [0.024], [0.016]])
+    weights = np.array([0.7, 1.0, 0.9, 0.5, 0.2])
+    t = _times(0.3)
     samples = _silence(duration_s)
-    start_s = 0.05
-    while start_s < duration_s:
-        for i in range(3):
-            t = _times(0.25)
-            decays_s = rng.uniform(0.9, 1.1, modes_hz.shape) * np.array([45, 38, 30, 24, 16, 11, 7]) / 1000
-            rings = np.sin(2 * np.pi * modes_hz[:, None] * rng.uniform(0.98, 1.02) * t) * np.exp(-t / decays_s[:, None])
-            weights = np.array([0.7, 1.0, 0.9, 0.7, 0.5, 0.35, 0.25])
-            thump = rng.standard_normal(len(t)) * np.exp(-t / 0.004)
-            knock = weights @ rings + 0.8 * _filtered(thump, "lowpass", 1800)
-            _add(samples, knock * rng.uniform(0.8, 1.0), start_s + 0.21 * i + rng.uniform(-0.01, 0.01))
-        start_s += 1.35
-    return _normalised(_reverberant(samples, rng, decay_s=0.12, wet=0.25))
+    for start_s in np.arange(0.1, duration_s - 0.8, 1.68):
+        for i in range(4):
+            phases = rng.uniform(0, 2 * np.pi, modes_hz.shape)
+            rings = weights @ (np.sin(2 * np.pi * modes_hz * t + phases) * np.exp(-t / decays_s))
+            thump = _filtered(rng.standard_normal(len(t)) * np.exp(-t / 0.02), "lowpass", 500)
+            knock = _normalised(rings) + _normalised(thump)
+            _add(samples, rng.uniform(0.7, 1.0) * knock, start_s + 0.22 * i + rng.uniform(-0.01, 0.01))
+    return _normalised(_reverberant(samples, rng, decay_s=0.25, wet=0.8))
 
 
 def alarm_clock(duration_s: float, rng: np.random.Generator) -> Floats:
@@ -74,33 +73,14 @@ def alarm_clock(duration_s: float, rng: np.random.Generator) -> Floats:
 
 
 def siren(duration_s: float, rng: np.random.Generator) -> Floats:
-    """A wailing siren that passes through the street."""
+    """A siren that wails up and down."""
     t = _times(duration_s)
     sweep = 0.5 - 0.5 * np.cos(2 * np.pi * t / 3.2)
-    pitch_hz = 600 * (1400 / 600) ** sweep
+    pitch_hz = 450 * (800 / 450) ** sweep
     phase = 2 * np.pi * np.cumsum(pitch_hz) / SAMPLE_RATE_HZ
-    tone = sum(np.sin(k * phase) / k**1.2 for k in range(1, 8))
-    return _normalised(_reverberant(_faded(tone, 0.1), rng, decay_s=0.6, wet=0.35))
-
-
-def church_bells(duration_s: float, rng: np.random.Generator) -> Floats:
-    """A peal of four bells.
-
-    Source: partials of a tuned bell (hum, prime, tierce, quint, nominal and above), Rossing, The Science of Sound, 13.
-    """
-    ratios = np.array([0.5, 1.0, 1.2, 1.5, 2.0, 2.5, 2.66, 3.0, 4.0, 5.3])
-    weights = np.array([0.7, 0.6, 0.8, 0.4, 1.0, 0.4, 0.4, 0.5, 0.35, 0.2])
-    decays_s = np.array([5.0, 3.5, 2.5, 2.0, 1.6, 1.0, 0.9, 0.8, 0.5, 0.3])
-    bells_hz = (523.3, 466.2, 415.3, 349.2)
-    samples = _silence(duration_s)
-    for i, start_s in enumerate(np.arange(0.05, duration_s, 0.8)):
-        t = _times(4.0)
-        detuned_hz = bells_hz[i % 4] * ratios[:, None] * np.array([[0.9993], [1.0007]])[:, None]
-        rings = np.sin(2 * np.pi * detuned_hz * t + rng.uniform(0, 6.28, (2, len(ratios), 1))).sum(axis=0)
-        strike = (weights[:, None] * rings * np.exp(-t / decays_s[:, None])).sum(axis=0)
-        strike += 0.5 * _filtered(rng.standard_normal(len(t)) * np.exp(-t / 0.01), "highpass", 2000)
-        _add(samples, strike, float(start_s))
-    return _normalised(_faded(_reverberant(samples, rng, decay_s=1.2, wet=0.3), 0.05))
+    tone = _normalised(sum((np.sin(k * phase) / k for k in range(1, 6)), np.zeros_like(t)))
+    street = _filtered(rng.standard_normal(len(t)), "lowpass", 800)
+    return _normalised(_faded(_reverberant(tone, rng, decay_s=0.6, wet=0.35) + 0.05 * street, 0.1))
 
 
 def car_horn(duration_s: float, rng: np.random.Generator) -> Floats:
@@ -117,41 +97,16 @@ def car_horn(duration_s: float, rng: np.random.Generator) -> Floats:
 
 
 def rain(duration_s: float, rng: np.random.Generator) -> Floats:
-    """Steady rain: a hiss of far drops, and near ones."""
+    """Steady rain: the hiss of far drops, and near ones."""
     n_samples = round(duration_s * SAMPLE_RATE_HZ)
-    hiss = _filtered(rng.standard_normal(n_samples), "bandpass", (500, 9000))
+    n_drops = round(10_000 * duration_s)
     drops = np.zeros(n_samples)
-    n_drops = round(250 * duration_s)
     drops[rng.integers(0, n_samples, n_drops)] = rng.exponential(1.0, n_drops)
-    t = _times(0.02)
-    splash = np.exp(-t / 0.002) * rng.standard_normal(len(t))
-    near = np.convolve(drops, _filtered(splash, "highpass", 1200))[:n_samples]
-    return _normalised(_faded(hiss + 2.0 * near, 0.3))
-
-
-def clock_ticks(duration_s: float, rng: np.random.Generator) -> Floats:
-    """A wall clock: tick and tock, twice a second."""
-    samples = _silence(duration_s)
-    for i, start_s in enumerate(np.arange(0.1, duration_s, 0.5)):
-        t = _times(0.08)
-        modes_hz = np.array([1900.0, 3100.0, 4700.0, 6900.0]) * (1.0 if i % 2 else 0.88)
-        rings = np.sin(2 * np.pi * modes_hz[:, None] * t) * np.exp(-t / np.array([[9], [6], [4], [2.5]]) * 1000)
-        click = rings.sum(axis=0) + 0.6 * rng.standard_normal(len(t)) * np.exp(-t / 0.0015)
-        _add(samples, click, float(start_s))
-        _add(samples, 0.35 * click, float(start_s) + 0.028)
-    return _normalised(_reverberant(samples, rng, decay_s=0.08, wet=0.2))
-
-
-def crickets(duration_s: float, rng: np.random.Generator) -> Floats:
-    """Field crickets: chirps of three pulses, from several places at once."""
-    t = _times(duration_s)
-    samples = np.zeros_like(t)
-    for _ in range(4):
-        pitch_hz, chirps_hz = rng.uniform(4300, 4900), rng.uniform(2.2, 3.0)
-        chirp = np.mod(t * chirps_hz + rng.uniform(), 1.0) / chirps_hz
-        pulse = np.where(chirp < 0.12, np.sin(np.pi * np.mod(chirp, 0.04) / 0.04) ** 2, 0.0)
-        samples += rng.uniform(0.4, 1.0) * pulse * np.sin(2 * np.pi * pitch_hz * t)
-    return _normalised(_faded(samples, 0.2))
+    t = _times(0.01)
+    splash = _filtered(rng.standard_normal(len(t)) * np.exp(-t / 0.001), "highpass", 1500)
+    near = np.asarray(signal.fftconvolve(drops, splash))[:n_samples]
+    far = _filtered(rng.standard_normal(n_samples), "bandpass", (500, 9000))
+    return _normalised(_faded(far / far.std() + 0.5 * near / near.std(), 0.3))
 
 
 def _times(duration_s: float) -> Floats:
@@ -205,7 +160,7 @@ class PlacedSound:
         label: As the sound model calls it.
         start_s: In the clip.
         end_s: In the clip.
-        gain_db: Peak, dBFS.
+        gain_db: Peak, dBFS, before the whole is brought to its loudness.
         pan: From -1, left, to 1, right.
         generator: Makes it.
     """
@@ -253,30 +208,35 @@ class Truth:
 
 
 TRUTH = Truth(
-    duration_s=36.0,
+    duration_s=40.0,
     speech=(
         PlacedSpeech(
-            text="It was the best of times, it was the worst of times,",
+            text="It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of"
+            " foolishness,",
             source=Region(start_s=1.1, end_s=8.1),
-            start_s=6.0,
+            start_s=5.0,
         ),
         PlacedSpeech(
-            text="it was the age of wisdom, it was the age of foolishness,",
+            text="it was the epoch of belief, it was the epoch of incredulity, it was the season of Light, it was the"
+            " season of Darkness,",
             source=Region(start_s=8.7, end_s=16.8),
-            start_s=18.0,
+            start_s=17.0,
         ),
     ),
     sounds=(
-        PlacedSound(label="church_bells", start_s=0.5, end_s=5.5, gain_db=-9, pan=-0.5, generator=church_bells),
-        PlacedSound(label="door_knock", start_s=13.5, end_s=17.5, gain_db=-6, pan=0.4, generator=door_knocks),
-        PlacedSound(label="clock_alarm", start_s=27.0, end_s=31.0, gain_db=-12, pan=-0.2, generator=alarm_clock),
-        PlacedSound(label="siren", start_s=31.0, end_s=35.5, gain_db=-10, pan=0.2, generator=siren),
+        PlacedSound(label="car_horn", start_s=0.5, end_s=4.5, gain_db=-9, pan=-0.5, generator=car_horn),
+        PlacedSound(label="door_knock", start_s=12.5, end_s=16.5, gain_db=-6, pan=0.4, generator=door_knocks),
+        PlacedSound(label="rain", start_s=22.5, end_s=30.5, gain_db=-22, pan=0.0, generator=rain),
+        PlacedSound(label="clock_alarm", start_s=31.0, end_s=34.5, gain_db=-12, pan=-0.2, generator=alarm_clock),
+        PlacedSound(label="siren", start_s=35.0, end_s=39.5, gain_db=-10, pan=0.2, generator=siren),
     ),
 )
 """The clip, by its script."""
 
 _SPEECH_GAIN_DB = 13.0
 """The reading was recorded at -36 dBFS on average."""
+_MIX_GAIN_DB = -2.3
+"""Brings the whole to -23 LUFS, as EBU R 128 wants it."""
 _ROOM_TONE_DBFS = -72.0
 """Noise under all of it: digital silence would be heard as a cut."""
 
@@ -306,7 +266,7 @@ def mix() -> tuple[NDArray[np.float32], Truth]:
         angle = (1 + sound.pan) * math.pi / 4
         for channel, gain in zip(left_right, (math.cos(angle), math.sin(angle)), strict=True):
             _add(channel, samples * gain, sound.start_s)
-    return np.ascontiguousarray(left_right.T, np.float32), TRUTH
+    return np.ascontiguousarray(left_right.T * _ratio(_MIX_GAIN_DB), np.float32), TRUTH
 
 
 def write(path: Path) -> Truth:

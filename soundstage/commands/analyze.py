@@ -187,7 +187,7 @@ class Runner:
         try:
             return self._done(job, progress)
         except (ServiceError, OSError) as e:
-            return Outcome(path=job.path, status="failed", error=_message(e))
+            return Outcome(path=job.path, status="failed", error=_message(e, job.path))
         except ServiceUnreachable as e:
             self._unreachable = e
             return Outcome(path=job.path, status="failed", error=str(e))
@@ -280,10 +280,12 @@ def _results(futures: Sequence[Future[Outcome]]) -> Iterator[Outcome]:
         yield future.result()
 
 
-def _message(error: ServiceError | OSError) -> str:
+def _message(error: ServiceError | OSError, path: Path) -> str:
     if isinstance(error, ServiceError):
         return error.detail
-    return error.strerror or str(error)
+    reason = error.strerror or str(error)
+    other = error.filename is not None and str(error.filename) != str(path)
+    return f"{error.filename}: {reason}" if other else reason
 
 
 def _clock(time_s: float) -> str:

@@ -1,0 +1,74 @@
+"""What the sample clip holds is what the shipped models hear in it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import jiwer
+import numpy as np
+import pytest
+import soxr
+
+from soundstage import sample
+from soundstage.errors import ModelError
+from soundstage.models import registry
+from soundstage.models.registry import ModelFolder
+from soundstage.pipeline import SOUND_MODEL, AnalysisOptions, Pipeline, Task
+from soundstage.sample import SAMPLE_RATE_HZ, TRUTH, PlacedSound
+from soundstage.sound.listener import SoundListener
+from soundstage.speech import weights
+from soundstage.speech.transcriber import Transcriber
+from soundstage.types import SAMPLE_RATE, Analysis, Waveform
+
+MAX_WORD_ERROR_RATE = 0.15
+"""Measured: 3 of 48 words."""
+
+
+@pytest.fixture(scope="module")
+def sounds() -> ModelFolder:
+    try:
+        return registry.find(SOUND_MODEL)
+    except ModelError as e:
+        pytest.skip(f"SKIPPED, NOT PROVEN: {e}")
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sample") / "sample.wav"
+    sample.write(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def heard(clip: Path, sounds: ModelFolder) -> Analysis:
+    pipeline = Pipeline(None, SoundListener(sounds))
+    return pipeline.analyze(clip, AnalysisOptions(tasks=frozenset({Task.SOUNDS})))
+
+
+def plain(text: str) -> str:
+    """In lower case, without punctuation."""
+    return re.sub(r"[^a-z ]", "", text.lower())
+
+
+def test_the_reading_is_understood(clip: Path) -> None:
+    pipeline = Pipeline(Transcriber(weights.fetch()), None)
+    analysis = pipeline.analyze(clip, AnalysisOptions(tasks=frozenset({Task.SPEECH})))
+    text = " ".join(segment.text for segment in analysis.segments)
+    assert jiwer.wer(plain(TRUTH.text), plain(text)) <= MAX_WORD_ERROR_RATE, text
+    for segment in analysis.segments:
+        assert any(part.start_s - 0.5 <= segment.start_s <= segment.end_s <= part.end_s + 0.5 for part in TRUTH.speech)
+
+
+@pytest.mark.parametrize("sound", TRUTH.sounds, ids=lambda sound: sound.label)
+def test_each_sound_by_itself_is_known(sounds: ModelFolder, sound: PlacedSound) -> None:
+    samples = 0.3 * sound.generator(5.0, np.random.default_rng(1))
+    resampled = soxr.resample(samples, SAMPLE_RATE_HZ, SAMPLE_RATE).astype(np.float32)
+    (scores,) = SoundListener(sounds).listen([Waveform(samples=resampled)])
+    assert scores.labels[int(scores.tags.argmax())] == sound.label
+
+
+@pytest.mark.parametrize("sound", TRUTH.sounds, ids=lambda sound: sound.label)
+def test_each_sound_of_the_clip_is_heard_when_it_sounds(heard: Analysis, sound: PlacedSound) -> None:
+    events = [event for event in heard.events if event.label == sound.label]
+    assert any(event.start_s < sound.end_s and event.end_s > sound.start_s for event in events), heard.events
