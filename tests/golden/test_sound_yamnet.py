@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +21,7 @@ PATCH = SoundParams(sounds=("any",), window_s=N_INPUT / 16_000)
 
 @pytest.fixture(scope="module")
 def yamnet(shared_data: Path) -> Yamnet:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the interpreter is to move to another package
-        return Yamnet(shared_data / "yamnet" / "yamnet.tflite")
+    return Yamnet(shared_data / "yamnet" / "yamnet.tflite")
 
 
 @pytest.fixture(scope="module")

@@ -98,18 +98,23 @@ def run(*arguments: str | Path) -> tuple[int, str, str]:
 
 @pytest.fixture
 def common(clips: Path, speech: Path, yamnet: Path, tmp_path: Path) -> list[str | Path]:
-    options = {"--data": clips, "--speech": speech, "--yamnet": yamnet, "--cache": tmp_path / "cache"}
+    options = {
+        "--data": clips,
+        "--speech": speech,
+        "--yamnet": yamnet,
+        "--cache": tmp_path / "cache",
+        "--runs": tmp_path / "runs",
+    }
     arguments: list[str | Path] = [part for option in options.items() for part in option]
-    return [*arguments, "--folds", "1,2", "--epochs", "3", "--batch-size", "4", "--material-seconds", "8"]
+    return [*arguments, "--folds", "1,2", "--epochs", "1", "--batch-size", "4", "--material-seconds", "8"]
 
 
 def test_a_tiny_run_writes_a_model_that_listens(common: list[str | Path], tmp_path: Path) -> None:
-    report = tmp_path / "report.json"
-    code, stdout, stderr = run(*common, "--cross-validate", "--test-folds", "2", "--report", report)
+    code, stdout, stderr = run(*common, "--cross-validate", "--test-folds", "2")
     assert code == 0, stderr
     assert set(json.loads(stdout.splitlines()[-1])) == {"top1_fold_2", "top1_mean"}
 
-    code, stdout, stderr = run(*common, "--report", report, "--output", tmp_path / "registry")
+    code, stdout, stderr = run(*common, "--go-on", "--output", tmp_path / "registry")
     assert code == 0, stderr
     figures = json.loads(stdout.splitlines()[-1])
     assert {"top1_fold_2", "speech_found", "silence_found"} <= set(figures)
@@ -142,9 +147,13 @@ def test_a_bad_folder_is_told_what_is_wrong_with_it(
     assert code == 2
     assert "holds no meta.csv" in stderr
 
-    (speech / "audio" / "0.wav").write_bytes(b"not audio")
     write_wav(clips / "audio" / "2-hiss-3.wav", np.zeros(100, np.float32))
-    code, _, stderr = run(*common)
+    code, _, stderr = run(*common, "--go-on")
+    assert code == 2
+    assert "no weights to go on from" in stderr
+
+    (speech / "audio" / "0.wav").write_bytes(b"not audio")
+    code, _, stderr = run(*common, "--cache", tmp_path / "other")
     assert code == 2
     assert "0.wav cannot be decoded" in stderr
 

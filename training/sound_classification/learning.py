@@ -36,6 +36,10 @@ class LearningParams(Params):
     extra_loss_weight: float = 0.5
 
 
+GOING_ON = LearningParams(n_epochs=5, body_rate=1e-4, head_rate=5e-4)
+"""For weights that have been trained already."""
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """After each step."""
@@ -51,7 +55,7 @@ class Learner:
     Args:
         params: Of the model.
         learning: How it learns.
-        start: Weights of the body to start from.
+        start: Weights to start from: of the body alone, such as YAMNet's, or of the head too.
         seed: Of the head, dropout included.
     """
 
@@ -64,6 +68,8 @@ class Learner:
         set_body_weights(self._body, start)
         self._head = keras.layers.Dense(params.n_logits, name="head")
         self._head.build((None, 2 * N_EMBEDDING))
+        if "head/kernel" in start:
+            self._head.set_weights([start["head/kernel"], start["head/bias"]])
         self._dropout = keras.layers.Dropout(learning.dropout, seed=seed)
         self._body_variables = self._body.trainable_variables
         self._head_variables = self._head.trainable_variables

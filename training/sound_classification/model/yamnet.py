@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ class Yamnet:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._interpreter = tf.lite.Interpreter(
-                str(path),
-                experimental_op_resolver_type=tf.lite.experimental.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-                experimental_preserve_all_tensors=True,
-                num_threads=1,
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # that the interpreter is to move to another package
+                self._interpreter = tf.lite.Interpreter(
+                    str(path),
+                    experimental_op_resolver_type=tf.lite.experimental.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+                    experimental_preserve_all_tensors=True,
+                    num_threads=1,
+                )
         except ValueError as e:
             raise NotYamnet(f"{path} is not a TFLite file: {e}") from e
         self._interpreter.allocate_tensors()

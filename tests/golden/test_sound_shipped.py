@@ -1,0 +1,114 @@
+"""The model that comes with the package: what it is, and what it hears."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from soundstage.models.registry import SHIPPED_DIR, ModelFolder, open_folder
+from soundstage.params import EventParams
+from soundstage.sound.events import EventTracker
+from soundstage.sound.listener import SoundListener
+from soundstage.types import SoundEvent, Waveform
+from training.data import read_clip, read_meta
+
+RATE = 16_000
+MAX_WEIGHTS_BYTES = 16 * 1024**2
+
+
+@pytest.fixture(scope="module")
+def folder() -> ModelFolder:
+    return open_folder(SHIPPED_DIR / "soundstage-sounds" / "0.1.0")
+
+
+@pytest.fixture(scope="module")
+def listener(folder: ModelFolder) -> SoundListener:
+    return SoundListener(folder)
+
+
+def heard(listener: SoundListener, samples: NDArray[np.float32], chunk_s: float = 25.6) -> list[SoundEvent]:
+    tracker, events = EventTracker(EventParams()), list[SoundEvent]()
+    n_chunk = round(chunk_s * RATE)
+    for start in range(0, len(samples), n_chunk):
+        waveform = Waveform(samples=samples[start : start + n_chunk].copy(), start_s=start / RATE)
+        events += tracker.push(listener.listen([waveform])[0], is_last=start + n_chunk >= len(samples))
+    return events
+
+
+def labels(events: list[SoundEvent]) -> set[str]:
+    return {event.label for event in events}
+
+
+def clip(shared_data: Path, category: str) -> NDArray[np.float32]:
+    """The first clip of a class in which the sound is there."""
+    rows = [row for row in read_meta(shared_data / "esc50", ["category", "fold"]) if row.values["category"] == category]
+    return read_clip(rows[0].path)
+
+
+def loudest(samples: NDArray[np.float32]) -> float:
+    blocks = samples[: len(samples) // 4_000 * 4_000].reshape(-1, 4_000)
+    return float(np.sqrt(np.square(blocks).mean(axis=1).max()))
+
+
+def test_its_card_says_what_people_have_to_know(folder: ModelFolder) -> None:
+    card = folder.card
+    assert card.kind == "sound"
+    assert card.licence == "Apache-2.0"
+    assert len(card.labels) == 53
+    assert {"dog", "crying_baby", "speech", "music", "silence"} <= set(card.labels)
+    folds = [card.metrics[f"top1_fold_{fold}"] for fold in (1, 2, 3, 4)]
+    assert card.metrics["top1_mean"] == pytest.approx(np.mean(folds))
+    assert card.metrics["top1_mean"] >= 0.90
+    readme = (folder.path / "README.md").read_text(encoding="utf-8")
+    for needed in ("CC0 or CC-BY", "Piczak", "YAMNet (Apache-2.0)", "LJ Speech", "Limits"):
+        assert needed in readme
+    assert len((folder.path / "training-clips.txt").read_text().split()) == 1_401
+    assert (folder.path / "weights.safetensors").stat().st_size < MAX_WEIGHTS_BYTES
+
+
+def test_silence_is_silence_and_nothing_else(listener: SoundListener) -> None:
+    (event,) = heard(listener, np.zeros(60 * RATE, np.float32))
+    assert event.label == "silence"
+    assert event.start_s == 0
+    assert event.end_s == pytest.approx(60, abs=0.5)
+
+
+@pytest.mark.shared_data
+def test_in_read_speech_nothing_but_speech_is_heard(listener: SoundListener, shared_data: Path) -> None:
+    rows = read_meta(shared_data / "ljspeech", ["transcript"])[-58:]  # never trained on
+    samples = np.concatenate([read_clip(row.path) for row in rows])
+    events = heard(listener, samples)
+    spoken_s = sum(event.end_s - event.start_s for event in events if event.label == "speech")
+    assert spoken_s > 0.95 * len(samples) / RATE
+    assert len([event for event in events if event.label not in {"speech", "silence"}]) <= 1
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("category", ["dog", "crying_baby", "siren", "clock_alarm", "rooster"])
+def test_a_clear_sound_over_speech_is_found_with_the_speech(
+    listener: SoundListener, shared_data: Path, category: str
+) -> None:
+    rows = read_meta(shared_data / "ljspeech", ["transcript"])[-20:]
+    track = np.concatenate([read_clip(row.path) for row in rows])[: 25 * RATE]
+    sound = clip(shared_data, category)
+    sound = (sound * loudest(track) / loudest(sound) * 10 ** (5 / 20)).astype(np.float32)
+    start = 10 * RATE
+    track[start : start + len(sound)] += sound
+
+    events = heard(listener, track)
+
+    assert {category, "speech"} <= labels(events)
+    first = min(event.start_s for event in events if event.label == category)
+    assert 9.0 < first < 10.0 + len(sound) / RATE
+
+
+@pytest.mark.shared_data
+def test_a_clip_twenty_decibels_quieter_is_still_known(listener: SoundListener, shared_data: Path) -> None:
+    for category in ("rooster", "siren", "church_bells"):
+        samples = clip(shared_data, category)
+        loud, quiet = listener.listen([Waveform(samples=samples), Waveform(samples=samples * np.float32(0.1))])
+        assert loud.labels[int(loud.tags.argmax())] == category
+        assert quiet.labels[int(quiet.tags.argmax())] == category
