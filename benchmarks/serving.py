@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -29,12 +29,12 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from soundstage.sample import speech_path
 
 from benchmarks.machine import RESULTS_DIR, describe
-from deployments.local import MARK, LocalCluster, Ports
+from deployments.local import LocalCluster, Ports
 from soundstage.audio.resample import decode_mono
 from soundstage.params import Limits
+from soundstage.sample import speech_path
 from soundstage.types import SAMPLE_RATE, EncodedAudio, Waveform
 
 CLIP_S = 5
@@ -85,11 +85,10 @@ _models: dict[str, object] = {}
 
 
 def _load(n_threads: int) -> None:
-    from soundstage.speech.transcriber import Transcriber  # noqa: PLC0415
-
     from soundstage.models import registry  # noqa: PLC0415 - TensorFlow belongs into the process of its own
     from soundstage.pipeline import SOUND_MODEL, SPEECH_MODEL  # noqa: PLC0415
     from soundstage.sound.listener import SoundListener  # noqa: PLC0415
+    from soundstage.speech.transcriber import Transcriber  # noqa: PLC0415
 
     transcriber = Transcriber(registry.find(SPEECH_MODEL), n_threads=n_threads)
     listener = SoundListener(registry.find(SOUND_MODEL), n_threads=n_threads)
@@ -135,18 +134,6 @@ class Served:
         return self._client.post("/v1/analyze", params=QUERY, content=body).raise_for_status()
 
 
-def resident_mb(cluster: LocalCluster) -> float:
-    """Memory of all processes of the service together, shared pages counted once."""
-    mark = f"{MARK}={cluster.state_dir.resolve()}".encode()
-    total_kb = 0
-    for environ in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):
-            if mark in environ.read_bytes().split(b"\0"):
-                rollup = (environ.parent / "smaps_rollup").read_text()
-                total_kb += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
-    return total_kb / 1024
-
-
 @contextmanager
 def watching(measure: Callable[[], float]) -> Iterator[list[float]]:
     """Measure four times a second until the block ends."""
@@ -170,10 +157,10 @@ def hour_added_mb(cluster: LocalCluster, served: Served) -> tuple[float, float]:
     """Peak memory with a file of an hour over that with a file of a minute; and the hour's real-time factor."""
     speech = decode_mono(EncodedAudio(data=encoded(np.concatenate(clips())), media_type="audio/wav"), Limits()).samples
     minute = np.resize(speech, 60 * SAMPLE_RATE)
-    with watching(lambda: resident_mb(cluster)) as with_minute:
+    with watching(cluster.resident_mb) as with_minute:
         served.analyze(encoded(minute, "flac", "flac"))
     hour = encoded(minute, "flac", "flac", repeats=60)
-    with watching(lambda: resident_mb(cluster)) as with_hour:
+    with watching(cluster.resident_mb) as with_hour:
         start = time.perf_counter()
         served.analyze(hour)
         wall_s = time.perf_counter() - start

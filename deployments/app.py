@@ -1,6 +1,7 @@
-"""Builds the application that serve_config.yaml names."""
+"""Builds the application that serve_config.yaml names.
 
-from __future__ import annotations
+Annotations are evaluated here: Serve reads that of `args` to know what to make of the configuration.
+"""
 
 from ray import serve
 from ray.serve import Application

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
+import sys
 from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
+from ray.serve._private import logging_utils
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
@@ -54,6 +57,7 @@ class Ingress:
     """Takes requests, checks them, and answers in the format that was asked for."""
 
     def __init__(self, preprocessor: DeploymentHandle[Any], args: AppArgs) -> None:
+        _mend_print()
         self._args = args
         self._engine = GraphEngine(preprocessor, args)
         self._keys = _read_keys(args)
@@ -65,6 +69,21 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self._engine, self._args, self._keys, lambda: self._config)
+
+
+def _mend_print() -> None:
+    """Give files their text back.
+
+    Ray 2.60 replaces `print` in replicas by one that writes to any file but the terminal's the tuple of its arguments
+    (ray/serve/_private/logging_utils.py, redirected_print); pysubs2 prints its subtitles into a file.
+    """
+    replaced = builtins.print
+
+    def mended(*objects: object, file: Any = None, **options: Any) -> None:
+        to_terminal = file in (None, sys.stdout, sys.stderr)
+        (replaced if to_terminal else logging_utils.buildin_print)(*objects, file=file, **options)
+
+    builtins.print = mended
 
 
 def _read_keys(args: AppArgs) -> ApiKeys:

@@ -24,19 +24,17 @@ import httpx
 import typer
 import yaml
 from rich.console import Console
+
 from soundstage import sample
 
 ROOT = Path(__file__).parents[1]
 STATE_DIR = ROOT / ".run"
 CONFIG = ROOT / "serve_config.yaml"
-MARK = "SOUNDSTAGE_LOCAL_CLUSTER"
-"""Environment variable that every process of a cluster inherits: it tells which processes to end."""
-
 OBJECT_STORE_BYTES = 1024**3
 """Ray's shared memory: uploads, and chunks on their way to the models."""
 
 START_TIMEOUT_S = 180.0
-STOP_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 5.0
 
 _console = Console(stderr=True)
 
@@ -118,6 +116,11 @@ class LocalCluster:
         return self.state_dir / "ray-token"
 
     @property
+    def session_file(self) -> Path:
+        """The session of the cluster's processes."""
+        return self.state_dir / "session"
+
+    @property
     def log_file(self) -> Path:
         """What Ray's head process printed."""
         return self.state_dir / "ray.log"
@@ -126,7 +129,6 @@ class LocalCluster:
         """Of every process of the cluster, and of commands that talk to it."""
         return {
             **os.environ,
-            MARK: str(self.state_dir.resolve()),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token_file),
@@ -174,7 +176,8 @@ class LocalCluster:
             process = subprocess.Popen(  # noqa: S603
                 [ray, *command[1:]], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        self._poll(self._is_dashboard_up, "Ray did not start", process)
+        self.session_file.write_text(str(process.pid), encoding="ascii")
+        self._poll(lambda: self._ask_dashboard("/api/version") is not None, "Ray did not start", process)
 
     def deploy(self, config: Path = CONFIG) -> None:
         """Deploy a configuration, with this cluster's HTTP port in it, and wait until the service is ready.
@@ -200,7 +203,7 @@ class LocalCluster:
             )  # fmt: skip
         if done.returncode != 0:
             raise LocalError(f"serve deploy failed:\n{done.stdout}{done.stderr}")
-        self._poll(self.is_ready, "the service did not become ready")
+        self._poll(self._is_deployed, "the service did not become ready")
 
     def stop(self) -> None:
         """End the processes of this cluster, and no others.
@@ -209,19 +212,19 @@ class LocalCluster:
             LocalError: Some do not end.
         """
         for sign in (signal.SIGTERM, signal.SIGKILL):
-            deadline = time.monotonic() + STOP_TIMEOUT_S
-            for pid in self._pids() if sign == signal.SIGKILL else self._head_pids():
+            for pid in self.pids():
                 with suppress(ProcessLookupError):
                     os.kill(pid, sign)
-            while self._pids() and time.monotonic() < deadline:
+            deadline = time.monotonic() + STOP_TIMEOUT_S
+            while self.pids() and time.monotonic() < deadline:
                 time.sleep(0.1)
-            if not self._pids():
-                return
-        raise LocalError(f"processes {self._pids()} do not end")
+        if self.pids():
+            raise LocalError(f"processes {self.pids()} do not end")
+        self.session_file.unlink(missing_ok=True)
 
     def is_running(self) -> bool:
-        """Whether Ray's head process is there."""
-        return bool(self._head_pids())
+        """Whether Ray is there."""
+        return bool(self.pids())
 
     def is_ready(self) -> bool:
         """Whether every stage of the service is able to answer."""
@@ -230,12 +233,31 @@ class LocalCluster:
         except httpx.HTTPError:
             return False
 
-    def _is_dashboard_up(self) -> bool:
+    def _ask_dashboard(self, path: str) -> Any:
+        """What the dashboard answers, or None while it does not."""
         headers = {"Authorization": f"Bearer {self.token_file.read_text(encoding='ascii')}"}
         try:
-            return httpx.get(f"{self.dashboard_url}/api/version", headers=headers, timeout=5.0).is_success
+            return httpx.get(f"{self.dashboard_url}{path}", headers=headers, timeout=5.0).raise_for_status().json()
         except httpx.HTTPError:
-            return False
+            return None
+
+    def _is_deployed(self) -> bool:
+        """Whether Serve has done what the last configuration says, and the service answers.
+
+        Raises:
+            LocalError: Serve has given up.
+        """
+        answer = self._ask_dashboard("/api/serve/applications/")
+        applications = answer["applications"].values() if answer else []
+        for application in applications:
+            if application["status"] == "DEPLOY_FAILED":
+                reasons = [application["message"]]
+                for name, deployment in application["deployments"].items():
+                    if deployment["message"]:
+                        reasons.append(f"{name}: {deployment['message']}")
+                raise LocalError("\n".join(reasons))
+        are_running = bool(applications) and all(entry["status"] == "RUNNING" for entry in applications)
+        return are_running and self.is_ready()
 
     def _refuse_taken_ports(self) -> None:
         for name, port in asdict(self.ports).items():
@@ -259,25 +281,34 @@ class LocalCluster:
         tail = "".join(self.log_file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[-20:])
         raise LocalError(f"{complaint}; see {self.log_file}:\n{tail}")
 
-    def _pids(self) -> list[int]:
-        """Processes that carry the mark of this cluster, this one apart."""
-        mark = f"{MARK}={self.state_dir.resolve()}".encode()
+    def pids(self) -> list[int]:
+        """Processes of this cluster: those of the session that Ray's head process leads.
+
+        Ray's processes rename themselves over their environment, and lose their parent when Ray ends; their session
+        stays. Its number alone could be somebody else's after a restart of the machine, so their names count too.
+        """
+        try:
+            session = int(self.session_file.read_text(encoding="ascii"))
+        except FileNotFoundError:
+            return []
         found = []
-        for environ in Path("/proc").glob("[0-9]*/environ"):
-            pid = int(environ.parent.name)
+        for stat in Path("/proc").glob("[0-9]*/stat"):
             with suppress(OSError):
-                if mark in environ.read_bytes().split(b"\0") and pid != os.getpid():
-                    found.append(pid)
+                # pid (name) state ppid pgrp session ...; a name may hold anything, a parenthesis too.
+                state, _, _, of_session = stat.read_text(encoding="utf-8").rpartition(")")[2].split()[:4]
+                name = (stat.parent / "cmdline").read_bytes()
+                if int(of_session) == session and state != "Z" and (b"ray" in name or b"haproxy" in name):
+                    found.append(int(stat.parent.name))
         return found
 
-    def _head_pids(self) -> list[int]:
-        found = []
-        for pid in self._pids():
+    def resident_mb(self) -> float:
+        """Memory of all processes of this cluster together in megabytes, shared pages counted once."""
+        n_kb = 0
+        for pid in self.pids():
             with suppress(OSError):
-                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                if b"start" in words and b"--head" in words:
-                    found.append(pid)
-        return found
+                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+                n_kb += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+        return n_kb * 1024 / 1e6
 
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_show_locals=False)

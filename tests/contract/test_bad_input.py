@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from tests.contract.conftest import KEY, Service, wav_bytes
-from tests.contract.test_service import pids
 
 SECOND = np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000) * 0.1
 
@@ -110,22 +109,16 @@ def test_more_bytes_than_may_be_uploaded(service: Service) -> None:
     assert service.analyze(wav_bytes(SECOND)).status_code == 200
 
 
-def memory_mb(service: Service) -> float:
-    """Resident memory of all replicas."""
-    pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids(service))
-    return pages * 4096 / 1e6
-
-
 def test_an_hour_of_silence_is_fine_and_ten_hours_are_not(service: Service) -> None:
     hour = encoded("flac", "flac", 3600)
     assert len(hour) < 1e6
     answer = service.analyze(hour, "audio/flac", tasks="speech,levels")
     assert answer.status_code == 200, answer.text
     assert answer.json()["duration_s"] == pytest.approx(3600, abs=0.1)
-    before = memory_mb(service)
+    before = service.cluster.resident_mb()
     answer = service.analyze(encoded("flac", "flac", 36_000, 8000), "audio/flac", tasks="speech")
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
-    assert memory_mb(service) - before < 200
+    assert service.cluster.resident_mb() - before < 200
 
 
 def test_a_client_that_leaves_half_way(service: Service, speech_file: Path) -> None:
