@@ -25,8 +25,8 @@ from soundstage.types import FrameScores, Waveform
 
 Floats = NDArray[np.float32]
 
-_BATCH_SIZE = 8
-"""Windows that go through the body together. One fixed shape: no window's result depends on how many there are."""
+_BATCH_SIZES = (1, 2, 4, 8)
+"""Windows that go through the body together: a few shapes, all known after warming up, and bounded memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +69,18 @@ class SoundListener:
             raise ModelError(f"{folder.path} has no weights {e}") from e
         if self._kernel.shape != (2 * N_EMBEDDING, self.params.n_logits):
             raise ModelError(f"the head in {folder.path} is {self._kernel.shape}, not one for these labels")
-        shape = (_BATCH_SIZE, self.params.n_window_frames, self.params.features.n_mels)
-        self._run_body = tf.function(body, input_signature=[tf.TensorSpec(shape, tf.float32)], jit_compile=False)
+        self._run_body = tf.function(body, jit_compile=False)  # XLA's grouped convolution is 8 times slower
 
     def warm_up(self) -> None:
-        """Run once, so that the first request does not pay for it.
+        """Run once in each shape, so that the first request does not pay for it.
 
         Raises:
             RuntimeError: The output is not finite.
         """
         silence = Waveform(samples=np.zeros(self.params.n_window_samples, np.float32))
-        if not np.isfinite(self.listen([silence])[0].scores).all():
-            raise RuntimeError(f"{self.card.name} {self.card.version} gives scores that are not finite")
+        for size in _BATCH_SIZES:
+            if not np.isfinite(self.listen([silence] * size)[0].scores).all():
+                raise RuntimeError(f"{self.card.name} {self.card.version} gives scores that are not finite")
 
     def listen(self, waveforms: Sequence[Waveform]) -> list[FrameScores]:
         """Scores over time and for the whole of each waveform; the same whatever else is in the batch.
@@ -131,9 +131,10 @@ class SoundListener:
         """The body's maps: float32 (n_pieces, n_window_steps, 1024)."""
         params = self.params
         maps = np.empty((len(pieces), params.n_window_steps, N_EMBEDDING), np.float32)
-        batch = np.zeros((_BATCH_SIZE, params.n_window_frames, params.features.n_mels), np.float32)
-        for start in range(0, len(pieces), _BATCH_SIZE):
-            part = pieces[start : start + _BATCH_SIZE]
+        for start in range(0, len(pieces), _BATCH_SIZES[-1]):
+            part = pieces[start : start + _BATCH_SIZES[-1]]
+            size = next(size for size in _BATCH_SIZES if size >= len(part))
+            batch = np.zeros((size, params.n_window_frames, params.features.n_mels), np.float32)
             for i, samples in enumerate(part):
                 padded = np.pad(samples, (0, params.n_window_samples - len(samples)))
                 batch[i] = window_features(padded, params)
