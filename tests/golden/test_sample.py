@@ -23,6 +23,8 @@ from soundstage.types import SAMPLE_RATE, Analysis, Waveform
 
 MAX_WORD_ERROR_RATE = 0.15
 """Measured: 3 of 48 words."""
+MIN_OVERLAP = 0.4
+"""Of what both share to what either covers. Measured: 0.50 for the rain, which begins beneath speech, else 0.7 to 0.9."""
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,16 @@ def test_each_sound_by_itself_is_known(sounds: ModelFolder, sound: PlacedSound) 
     assert scores.labels[int(scores.tags.argmax())] == sound.label
 
 
+def test_what_is_heard_is_what_is_there(heard: Analysis) -> None:
+    assert {event.label for event in heard.events} == {sound.label for sound in TRUTH.sounds} | {"speech"}
+
+
 @pytest.mark.parametrize("sound", TRUTH.sounds, ids=lambda sound: sound.label)
 def test_each_sound_of_the_clip_is_heard_when_it_sounds(heard: Analysis, sound: PlacedSound) -> None:
-    events = [event for event in heard.events if event.label == sound.label]
-    assert any(event.start_s < sound.end_s and event.end_s > sound.start_s for event in events), heard.events
+    overlaps = [
+        (min(event.end_s, sound.end_s) - max(event.start_s, sound.start_s))
+        / (max(event.end_s, sound.end_s) - min(event.start_s, sound.start_s))
+        for event in heard.events
+        if event.label == sound.label
+    ]
+    assert max(overlaps, default=0.0) >= MIN_OVERLAP, heard.events
