@@ -20,7 +20,6 @@ class _Run:
         last_hot_s: Time of the last frame.
         end_s: Where the sound would end if the next frame were cold.
         score: The highest.
-        is_cut: It begins with its chunk, so that how long it is up says nothing.
     """
 
     start_s: float
@@ -28,7 +27,6 @@ class _Run:
     last_hot_s: float
     end_s: float
     score: float
-    is_cut: bool
 
 
 class EventTracker:
@@ -45,6 +43,7 @@ class EventTracker:
         self._params = params
         self._running: dict[str, _Run] = {}
         self._ended: dict[str, SoundEvent] = {}
+        self._stream_start_s: float | None = None
 
     def push(self, scores: FrameScores, *, is_last: bool) -> list[SoundEvent]:
         """Take the next chunk's scores.
@@ -58,6 +57,8 @@ class EventTracker:
             a short gap, is held back until it is certain.
         """
         done: list[SoundEvent] = []
+        if self._stream_start_s is None:
+            self._stream_start_s = scores.start_s
         highest = scores.scores.max(axis=0, initial=0.0)
         for index, label in enumerate(scores.labels):
             if label in self._running or highest[index] >= self._params.on_score:
@@ -66,7 +67,8 @@ class EventTracker:
         now_s = scores.start_s + max(0, n_frames - 1) * scores.hop_s
         if is_last:
             for label, run in sorted(self._running.items()):
-                self._end(label, replace(run, end_s=max(run.end_s, run.last_hot_s)), done)
+                is_all_of_it = run.first_hot_s == self._stream_start_s
+                self._end(label, run, done, is_certain=is_all_of_it)
             self._running.clear()
         for label, event in list(self._ended.items()):
             running = self._running.get(label)
@@ -93,15 +95,15 @@ class EventTracker:
             end_s = time_s if frame == last else time_s - behind_s
             if run is None:
                 start_s = time_s if frame == 0 else time_s + ahead_s
-                run = _Run(start_s, time_s, time_s, end_s, score, is_cut=frame == 0)
+                run = _Run(start_s, time_s, time_s, end_s, score)
             else:
                 run = replace(run, last_hot_s=time_s, end_s=max(run.end_s, end_s), score=max(run.score, score))
         if run is not None:
             self._running[label] = run
 
-    def _end(self, label: str, run: _Run, done: list[SoundEvent]) -> None:
-        """Turn a run into an event, joined to the one before where the gap is short."""
-        if run.last_hot_s - run.first_hot_s < self._params.min_hot_s and not run.is_cut:
+    def _end(self, label: str, run: _Run, done: list[SoundEvent], *, is_certain: bool = False) -> None:
+        """Turn a run that is long enough, or certain, into an event; join it to the one before after a short gap."""
+        if run.last_hot_s - run.first_hot_s < self._params.min_hot_s and not is_certain:
             return
         start_s, end_s = run.start_s, run.end_s
         if end_s - start_s < self._params.min_duration_s:

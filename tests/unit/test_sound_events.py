@@ -154,3 +154,15 @@ def test_scores_between_the_thresholds_prolong_but_do_not_start() -> None:
     )
     assert event.score == pytest.approx(0.8)
     assert event.end_s - event.start_s == pytest.approx(30 * HOP_S - WINDOW_S, abs=3 * HOP_S)
+
+
+def test_what_fills_a_very_short_clip_is_an_event() -> None:
+    (event,) = EventTracker(PARAMS).push(with_scores([0.9]), is_last=True)
+    assert event.start_s == 0
+
+
+def test_a_tiny_last_chunk_makes_no_event_of_its_own() -> None:
+    tracker = EventTracker(PARAMS)
+    before = tracker.push(heard([], 0.0, 25.6), is_last=False)
+    after = tracker.push(heard([("dog", 25.6, 25.62)], 25.6, 25.62), is_last=True)
+    assert before == after == []
