@@ -24,7 +24,8 @@ from soundstage.types import SAMPLE_RATE, Analysis, Waveform
 MAX_WORD_ERROR_RATE = 0.15
 """Measured: 3 of 48 words."""
 MIN_OVERLAP = 0.4
-"""Of what both share to what either covers. Measured: 0.50 for the rain, which begins beneath speech, else 0.7 to 0.9."""
+"""Of what both share to what either covers. Measured: 0.50 for the rain, which begins beneath speech; else 0.7 to 0.9.
+"""
 
 
 @pytest.fixture(scope="module")
