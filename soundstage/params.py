@@ -159,7 +159,12 @@ class DecodingParams(Params):
     silence_s: float = Field(0.2, ge=0)
     """Digital silence put before and after each region: the model spells better what does not start at once."""
     min_avg_logprob: float = Field(-0.7, le=0)
-    """Text that the model itself holds less probable than this, on average over its tokens, is dropped."""
+    """Text that the model itself holds less probable than this, on average over its tokens, is dropped.
+
+    Measured: of 128 phrases under 1.6 s none lies below -0.61, of 98 texts invented for ESC-50's sounds half do.
+    """
+    filler_texts: tuple[str, ...] = ("You", "Thank you for watching.", "Thank you for watching!")
+    """What the model writes for noise and silence, to the letter; a spoken "You." has its full stop."""
     max_compression_ratio: float = Field(2.4, gt=1)
     """Text that zlib shrinks further repeats itself, and is dropped. Source: Whisper (arXiv:2212.04356), 4.5."""
     max_batch_s: float = Field(80.0, gt=0)

@@ -26,10 +26,10 @@ class Tokenizer:
 
     @classmethod
     def read(cls, path: Path) -> Tokenizer:
-        """Read a tokenizer file: for each token one length byte (two from 128 on) and so many bytes of UTF-8.
+        """Read a tokenizer file: for each token one length byte and so many bytes of UTF-8.
 
         Raises:
-            ModelError: The file ends inside a piece.
+            ModelError: The file ends inside a piece, or a piece is longer than 127 bytes, which no model of ours has.
         """
         return cls(_pieces(path.read_bytes(), path))
 
@@ -50,10 +50,7 @@ def _pieces(data: bytes, path: Path) -> Iterator[bytes]:
     while position < len(data):
         length = data[position]
         position += 1
-        if length >= 128 and position < len(data):
-            length = length * 128 + data[position] - 128
-            position += 1
-        if position + length > len(data):
-            raise ModelError(f"{path} ends inside a token")
+        if length >= 128 or position + length > len(data):
+            raise ModelError(f"{path} is no tokenizer file, or ends inside a token")
         yield data[position : position + length]
         position += length

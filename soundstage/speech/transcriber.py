@@ -97,12 +97,19 @@ class Transcriber:
 
     def _segment(self, waveform: Waveform, decoded: Decoded) -> Segment | None:
         text = self._tokenizer.decode(decoded.token_ids)
-        if not text or not decoded.has_ended or decoded.avg_logprob < self.params.min_avg_logprob:
-            return None
-        if compression_ratio(text) > self.params.max_compression_ratio:
+        if not self._is_believable(text, decoded):
             return None
         return Segment(
             start_s=waveform.start_s, end_s=waveform.end_s, text=text, avg_logprob=min(decoded.avg_logprob, 0.0)
+        )
+
+    def _is_believable(self, text: str, decoded: Decoded) -> bool:
+        return (
+            decoded.has_ended
+            and decoded.avg_logprob >= self.params.min_avg_logprob
+            and any(character.isalnum() for character in text)
+            and text not in self.params.filler_texts
+            and compression_ratio(text) <= self.params.max_compression_ratio
         )
 
 

