@@ -57,6 +57,7 @@ def encoded(samples: NDArray[np.float32], container: str = "wav", codec: str = "
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
         stream = output.add_stream(codec, rate=SAMPLE_RATE, layout="mono")
+        assert isinstance(stream, av.AudioStream)
         pcm = (np.clip(samples, -1, 1) * 32767).astype(np.int16)[None]
         for _ in range(repeats):
             frame = av.AudioFrame.from_ndarray(pcm, format="s16", layout="mono")

@@ -172,12 +172,20 @@ class LocalCluster:
         ray = shutil.which("ray", path=env["PATH"])
         if ray is None:
             raise LocalError("ray is not installed; run `make run`")
-        with self.log_file.open("wb") as log:
-            process = subprocess.Popen(  # noqa: S603
-                [ray, *command[1:]], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-        self.session_file.write_text(str(process.pid), encoding="ascii")
-        self._poll(lambda: self._ask_dashboard("/api/version") is not None, "Ray did not start", process)
+        # Not subprocess: Ray outlives this process, and nobody waits for it.
+        pid = os.posix_spawn(
+            ray,
+            command,
+            env,
+            setsid=True,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(self.log_file), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+        )
+        self.session_file.write_text(str(pid), encoding="ascii")
+        self._poll(lambda: self._ask_dashboard("/api/version") is not None, "Ray did not start")
 
     def deploy(self, config: Path = CONFIG) -> None:
         """Deploy a configuration, with this cluster's HTTP port in it, and wait until the service is ready.
@@ -220,6 +228,8 @@ class LocalCluster:
                 time.sleep(0.1)
         if self.pids():
             raise LocalError(f"processes {self.pids()} do not end")
+        with suppress(FileNotFoundError, ChildProcessError):
+            os.waitpid(int(self.session_file.read_text(encoding="ascii")), 0)  # where it was this process that began it
         self.session_file.unlink(missing_ok=True)
 
     def is_running(self) -> bool:
@@ -268,14 +278,12 @@ class LocalCluster:
                 except OSError as e:
                     raise LocalError(f"port {port} ({name}) is in use by another program; end it first") from e
 
-    def _poll(
-        self, is_done: Callable[[], bool], complaint: str, process: subprocess.Popen[bytes] | None = None
-    ) -> None:
+    def _poll(self, is_done: Callable[[], bool], complaint: str) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             if is_done():
                 return
-            if process is not None and process.poll() is not None:
+            if not self.pids():
                 break
             time.sleep(0.2)
         tail = "".join(self.log_file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[-20:])

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.api.responses import error_response
@@ -16,6 +16,7 @@ from deployments.auth import ApiKeys
 from soundstage.errors import InternalError, Overloaded, ServiceError, TooLarge
 
 REQUEST_ID_HEADER = "X-Request-ID"
+"""Serve gives every request one, and the response the same."""
 PROTECTED_PREFIX = "/v1/"
 COSTLY_PATHS = frozenset({"/v1/analyze", "/v1/audio/transcriptions"})
 
@@ -57,24 +58,22 @@ class Gate:
         scope.setdefault("state", {})["request_id"] = request_id
         has_started = False
 
-        async def send_with_id(message: Message) -> None:
+        async def send_noticed(message: Message) -> None:
             nonlocal has_started
-            if message["type"] == "http.response.start":
-                has_started = True
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+            has_started = True
             await send(message)
 
         try:
             self._check(scope["path"], headers)
             with self._place_for(scope["path"]):
-                await self._app(scope, self._counted(receive), send_with_id)
+                await self._app(scope, self._counted(receive), send_noticed)
         except ServiceError as e:
-            await error_response(e, request_id)(scope, receive, send_with_id)
+            await error_response(e, request_id)(scope, receive, send_noticed)
         except Exception:
             _log.exception("request %s failed", request_id)
             if has_started:
                 raise
-            await error_response(InternalError("unexpected"), request_id)(scope, receive, send_with_id)
+            await error_response(InternalError("unexpected"), request_id)(scope, receive, send_noticed)
 
     def _check(self, path: str, headers: Headers) -> None:
         if path.startswith(PROTECTED_PREFIX):

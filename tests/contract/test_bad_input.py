@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import httpx
@@ -23,6 +24,7 @@ def encoded(container: str, codec: str, seconds: float, sample_rate: int = 16_00
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
         stream = output.add_stream(codec, rate=sample_rate, layout="mono")
+        assert isinstance(stream, av.AudioStream)
         n_left, block = round(seconds * sample_rate), np.zeros((1, sample_rate), np.int16)
         while n_left > 0:
             n_samples = min(n_left, sample_rate)
@@ -51,7 +53,7 @@ def header_only(**changes: int) -> bytes:
 
 FLAC = encoded("flac", "flac", 5)
 
-BAD = {
+BAD: dict[str, tuple[bytes, str, dict[str, Any], int, str]] = {
     "empty body": (b"", "audio/wav", {}, 422, "unusable_audio"),
     "truncated FLAC": (FLAC[: len(FLAC) // 2], "audio/flac", {}, 422, "unusable_audio"),
     "text named wav": (b"Dear sound engineer, ...\n" * 100, "audio/wav", {}, 415, "unsupported_media"),

@@ -98,7 +98,7 @@ def test_caption_files_are_read_back(service: Service, speech: bytes) -> None:
     )
     for response_format in ("vtt", "sdh_vtt"):
         text = service.analyze(speech, response_format=response_format).text
-        assert "fail better" in " ".join(caption.text for caption in webvtt.from_string(text)).lower()
+        assert "fail better" in " ".join(caption.text for caption in webvtt.from_string(text).captions).lower()
     for response_format in ("sdh_srt", "audacity", "csv", "edl", "otio"):
         answer = service.analyze(speech, response_format=response_format)
         assert answer.status_code == 200

