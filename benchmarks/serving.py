@@ -34,7 +34,7 @@ from benchmarks.machine import RESULTS_DIR, describe
 from deployments.local import LocalCluster, Ports
 from soundstage.audio.resample import decode_mono
 from soundstage.params import Limits
-from soundstage.sample import speech_path
+from soundstage.sample import reading_path
 from soundstage.types import SAMPLE_RATE, EncodedAudio, Waveform
 
 CLIP_S = 5
@@ -47,7 +47,7 @@ _console = Console(stderr=True)
 
 def clips() -> list[NDArray[np.float32]]:
     """Clips of five seconds of continuous speech, 16 kHz mono."""
-    samples = decode_mono(speech_path(), Limits()).samples
+    samples = decode_mono(reading_path(), Limits()).samples
     n_clip = CLIP_S * SAMPLE_RATE
     return [samples[first : first + n_clip] for first in range(0, len(samples) - n_clip + 1, n_clip)]
 

@@ -15,10 +15,11 @@ from rich.table import Table
 
 from soundstage import doctor as machine
 from soundstage import sample as clip
+from soundstage.captions.choice import TimecodeChoice
 from soundstage.client import AnalysisRequest, OnProgress, ServiceClient
 from soundstage.commands import keys
 from soundstage.commands.analyze import Analyze, Job, Runner, local_analyzer, plan, report
-from soundstage.commands.outputs import OUTPUT_FORMATS, TimecodeChoice
+from soundstage.commands.outputs import OUTPUT_FORMATS
 from soundstage.errors import ModelError, ServiceError
 from soundstage.models import registry
 from soundstage.pipeline import AnalysisOptions, Pipeline, Task, parse_tasks

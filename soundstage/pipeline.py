@@ -158,6 +158,7 @@ class ClipReader:
             duration_s=n_samples / Waveform(samples=tail).sample_rate,
             levels=meter.result() if meter is not None else None,
             start_timecode=info.start_timecode,
+            time_reference_s=info.time_reference_s,
             frame_rate=info.frame_rate,
         )
         yield from last

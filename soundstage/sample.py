@@ -292,14 +292,27 @@ def write(path: Path) -> Truth:
     return truth
 
 
-def _reading() -> Floats:
-    """The whole reading, float64 (n_samples,). The package is not imported: it loads native audio libraries."""
+def reading_path() -> Path:
+    """The file of the reading. The package is not imported: it loads native audio libraries.
+
+    Raises:
+        SpeechMissing: The package is not installed.
+    """
     try:
-        path = Path(str(distribution(_DISTRIBUTION).locate_file(_READING)))
-        with wave.open(str(path)) as wav:
+        return Path(str(distribution(_DISTRIBUTION).locate_file(_READING)))
+    except PackageNotFoundError as e:
+        raise SpeechMissing(
+            f"the reading comes with {_DISTRIBUTION}; install soundstage with the extra `weights`"
+        ) from e
+
+
+def _reading() -> Floats:
+    """The whole reading, float64 (n_samples,)."""
+    try:
+        with wave.open(str(reading_path())) as wav:
             assert (wav.getframerate(), wav.getnchannels(), wav.getsampwidth()) == (SAMPLE_RATE_HZ, 1, 2)
             return np.frombuffer(wav.readframes(wav.getnframes()), "<i2") / 32768
-    except (PackageNotFoundError, OSError, wave.Error) as e:
+    except (OSError, wave.Error) as e:
         raise SpeechMissing(
             f"the reading comes with the package {_DISTRIBUTION}, which cannot be read ({e}); install soundstage with"
             " the extra `weights`"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
@@ -351,6 +352,7 @@ class ClipSummary:
         duration_s: Of the audio.
         levels: None where levels were not asked for.
         start_timecode: Of the file, "HH:MM:SS:FF", where it carries one.
+        time_reference_s: Seconds since midnight at its first sample, where it is a Broadcast Wave file.
         frame_rate: Frames a second of its video track or timecode, where it has one.
         model_versions: Name to version of each model that took part.
     """
@@ -358,5 +360,6 @@ class ClipSummary:
     duration_s: float
     levels: Levels | None = None
     start_timecode: str | None = None
-    frame_rate: float | None = None
+    time_reference_s: float | None = None
+    frame_rate: Fraction | None = None
     model_versions: tuple[tuple[str, str], ...] = ()

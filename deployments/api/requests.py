@@ -31,11 +31,13 @@ class Upload:
     Attributes:
         data: The bytes, in memory or mapped from a file that is already unlinked.
         media_type: Lower case, without parameters.
+        filename: As the form says; empty for a plain body.
         fields: The other fields of a form.
     """
 
     data: bytes | memoryview
     media_type: str
+    filename: str
     fields: Mapping[str, str]
 
     def as_audio(
@@ -69,7 +71,7 @@ async def read_upload(request: Request) -> Upload:
                 spool.write(piece)
         except ClientDisconnect as e:
             raise InvalidRequest("the upload ended before its announced length; send it again") from e
-        return Upload(_contents(spool), media_type or "application/octet-stream", {})
+        return Upload(_contents(spool), media_type or "application/octet-stream", "", {})
 
 
 async def _read_form(request: Request) -> Upload:
@@ -80,7 +82,7 @@ async def _read_form(request: Request) -> Upload:
             raise InvalidRequest("the form has no file; send the audio as the part named 'file', with a filename")
         fields = {name: value for name, value in form.multi_items() if isinstance(value, str)}
         media_type = _media_type(file.content_type) or "application/octet-stream"
-        return Upload(_contents(file.file), media_type, fields)
+        return Upload(_contents(file.file), media_type, file.filename or "", fields)
     finally:
         await form.close()
 

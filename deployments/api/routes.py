@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -41,6 +41,7 @@ from deployments.api.schemas import (
 )
 from deployments.auth import ApiKeys
 from deployments.settings import AppArgs, IngressConfig
+from soundstage.captions.choice import TimecodeChoice
 from soundstage.captions.formats import FORMATS, CaptionOptions
 from soundstage.errors import (
     ERRORS,
@@ -190,14 +191,13 @@ def _add_analyze(app: FastAPI, engine: Engine, args: AppArgs, config: Callable[[
         """What is said, what is heard, how loud, and when."""
         deadline_s = asyncio.get_running_loop().time() + args.deadlines.request_s
         # Said before the body is read: a client that misspelt a format need not upload an hour to learn of it.
-        _check(query)
+        timecode = _check(query, config())
         async with _reading_until(deadline_s):
             upload = await read_upload(request)
         if upload.fields:
             query = AnalyzeQuery.model_validate({**request.query_params, **upload.fields})
-            _check(query)
+            timecode = _check(query, config())
         options = AnalysisOptions(tasks=parse_tasks(query.tasks), language=query.language)
-        _caption_options(query, config(), None)
         min_score = config().min_score if query.min_score is None else query.min_score
         audio = upload.as_audio(sample_rate=query.sample_rate, n_channels=query.channels, encoding=query.encoding)
         parts = before(_audible(engine.analyze(audio, options), min_score), deadline_s)
@@ -206,7 +206,7 @@ def _add_analyze(app: FastAPI, engine: Engine, args: AppArgs, config: Callable[[
             lines = _ndjson_lines(parts, request_id, options)
             return StreamingResponse(ndjson(await _started(lines), request_id), media_type=NDJSON)
         analysis, summary = await collect(parts, request_id=request_id, language=options.language)
-        return analysis_response(analysis, query.response_format, _caption_options(query, config(), summary))
+        return analysis_response(analysis, query.response_format, timecode.options(summary, title=upload.filename))
 
 
 def _add_transcriptions(app: FastAPI, engine: Engine, args: AppArgs, config: Callable[[], IngressConfig]) -> None:
@@ -253,25 +253,12 @@ def _add_transcriptions(app: FastAPI, engine: Engine, args: AppArgs, config: Cal
                 return analysis_response(analysis, subtitles, CaptionOptions())
 
 
-def _check(query: AnalyzeQuery) -> None:
-    parse_tasks(query.tasks)
+def _check(query: AnalyzeQuery, config: IngressConfig) -> TimecodeChoice:
+    """Refuse what cannot be done, and return what was chosen for caption files."""
+    AnalysisOptions(tasks=parse_tasks(query.tasks), language=query.language)
     if query.response_format not in RESPONSE_FORMATS:
         raise InvalidRequest(f"response_format={query.response_format!r}: choose from {', '.join(RESPONSE_FORMATS)}")
-
-
-def _caption_options(query: AnalyzeQuery, config: IngressConfig, summary: ClipSummary | None) -> CaptionOptions:
-    """Options of caption files; a timecode that the request does not give is that of the file.
-
-    A file may say anything, such as the 29.83 frames a second of a telephone's video: what is no timecode is left out.
-    """
-    given = {"start_timecode": query.start_timecode, "frame_rate": query.frame_rate}
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if summary is not None:
-        found = {"start_timecode": summary.start_timecode, "frame_rate": summary.frame_rate}
-        found = {name: value for name, value in found.items() if value is not None}
-        with suppress(InvalidRequest):
-            return CaptionOptions(sdh=config.sdh, **{**found, **options})
-    return CaptionOptions(sdh=config.sdh, **options)
+    return TimecodeChoice(start_timecode=query.start_timecode, frame_rate=query.frame_rate, sdh=config.sdh)
 
 
 @asynccontextmanager

@@ -112,8 +112,8 @@ def speech_spans(probs: NDArray[np.float32], before: SpeechTracker, *, goes_on: 
         goes_on: The stream does not end here, so speech at the end may be the beginning of more.
 
     Returns:
-        First frame and the one after the last, of each span. One shorter than min_speech_s is left out, unless it is
-        part of speech that began before the first frame or goes on after the last.
+        First frame and the one after the last, of each span. One shorter than min_speech_s, or nowhere as sure as
+        min_peak, is left out, unless it is part of speech that began before the first frame or goes on after the last.
     """
     params, tracker, n_frames = before.params, before.copy(), len(probs)
     spans: list[tuple[int, int]] = []
@@ -133,7 +133,9 @@ def speech_spans(probs: NDArray[np.float32], before: SpeechTracker, *, goes_on: 
     spans = [
         (first, last)
         for first, last in spans
-        if last - first >= min_length or (first == 0 and before.in_speech) or (last == n_frames and goes_on)
+        if (last - first >= min_length and probs[first:last].max() >= params.min_peak)
+        or (first == 0 and before.in_speech)
+        or (last == n_frames and goes_on)
     ]
     padding = n_frames_in(params.padding_s)
     padded = []

@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from soundstage.captions.choice import TimecodeChoice
 from soundstage.client import MEDIA_TYPES, OnProgress, ServiceUnreachable
-from soundstage.commands.outputs import TimecodeChoice, atomic_file, probe, rendered, suffix
+from soundstage.commands.outputs import atomic_file, probe, rendered, suffix
 from soundstage.errors import ServiceError
 from soundstage.pipeline import AnalysisCollector, AnalysisOptions, Pipeline
 from soundstage.types import Analysis, ClipSummary, JsonObject

@@ -8,14 +8,12 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from soundstage.audio.decode import SourceInfo, open_audio
 from soundstage.captions.formats import FORMATS, CaptionOptions, render
-from soundstage.captions.timecode import Timebase
-from soundstage.errors import InvalidRequest, ServiceError
+from soundstage.errors import ServiceError
 from soundstage.params import Limits
 from soundstage.types import Analysis, JsonObject
 
@@ -24,55 +22,6 @@ OUTPUT_FORMATS = ("json", *FORMATS)
 
 _DIGITS = {"_s": 3, "_lufs": 2, "_lu": 2, "_dbtp": 2, "_dbfs": 2, "score": 4, "confidence": 4, "prob": 4}
 """Decimals by the end of a field's name, as in deployments.api.schemas."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TimecodeChoice:
-    """What the caller said about timecode; None leaves it to the file, and then to CaptionOptions.
-
-    Raises:
-        InvalidRequest: No such frame rate, or no such timecode at that rate.
-    """
-
-    start_timecode: str | None = None
-    frame_rate: float | None = None
-
-    def __post_init__(self) -> None:
-        self.options(None, title="")
-
-    def options(self, info: SourceInfo | None, *, title: str) -> CaptionOptions:
-        """Options for one file.
-
-        What the caller chose counts, then what the file says of itself, as far as both together are timecode: a
-        screen recording at 13.7 pictures a second has none, and is no error.
-
-        Raises:
-            InvalidRequest: What the caller chose is no timecode.
-        """
-        chosen: dict[str, Any] = {"start_timecode": self.start_timecode, "frame_rate": self.frame_rate}
-        chosen = {name: value for name, value in chosen.items() if value is not None}
-        if info is not None:
-            found: dict[str, Any] = {}
-            if info.frame_rate is not None:
-                found["frame_rate"] = float(info.frame_rate)
-            start_timecode = _start_timecode(info, float(chosen.get("frame_rate", found.get("frame_rate", 25.0))))
-            if start_timecode is not None:
-                found["start_timecode"] = start_timecode
-            try:
-                return CaptionOptions(title=title, **(found | chosen))
-            except InvalidRequest:
-                pass  # of what the file says; the caller's choice alone is known to be good
-        return CaptionOptions(title=title, **chosen)
-
-
-def _start_timecode(info: SourceInfo, frame_rate: float) -> str | None:
-    if info.start_timecode is not None or info.time_reference_s is None:
-        return info.start_timecode
-    try:
-        timebase = Timebase.of("00:00:00:00", frame_rate)
-    except InvalidRequest:
-        return None
-    return timebase.timecode(timebase.frame(info.time_reference_s))
 
 
 def probe(path: Path) -> SourceInfo | None:

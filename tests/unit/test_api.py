@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from fractions import Fraction
 
 import httpx
 import pytest
@@ -59,7 +60,7 @@ class KnownEngine:
             if self.error_after is not None:
                 raise self.error_after
             yield ChunkAnalysis(index=1, is_last=True, start_s=5, end_s=9, tags=(Tag(label="dog", score=0.5),))
-            yield ClipSummary(duration_s=9.0, start_timecode="10:00:00:00", frame_rate=25.0)
+            yield ClipSummary(duration_s=9.0, start_timecode="10:00:00:00", frame_rate=Fraction(25))
         finally:
             self.is_closed = True
 

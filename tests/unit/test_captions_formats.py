@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import opentimelineio as otio
 import pytest
-import srt  # type: ignore[import-untyped]
+import srt
 import webvtt
 from hypothesis import given, settings
 from hypothesis import strategies as st

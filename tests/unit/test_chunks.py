@@ -18,7 +18,7 @@ from soundstage.params import ChunkParams, Limits, VoiceActivityParams
 from soundstage.types import Chunk
 
 VOICE_LEVEL = 0.5
-VOICE_ACTIVITY = VoiceActivityParams()
+VOICE_ACTIVITY = VoiceActivityParams(min_peak=0.5)
 
 
 class LevelAsVoice:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from soundstage.captions.choice import TimecodeChoice
 from soundstage.client import OnProgress
 from soundstage.commands.analyze import Analyze, Job, Runner, Stopped
-from soundstage.commands.outputs import TimecodeChoice
 from soundstage.types import Analysis
 from tests.unit.audio_files import encode, tone
 

@@ -15,7 +15,7 @@ from soundstage.audio.resample import decode_mono
 from soundstage.audio.voice_activity import FRAME_LENGTH, SpeechTracker, VoiceActivity, n_frames_in, speech_spans
 from soundstage.params import Limits, VoiceActivityParams
 
-PARAMS = VoiceActivityParams(min_speech_s=0.256, min_silence_s=0.64, padding_s=0.192)
+PARAMS = VoiceActivityParams(min_speech_s=0.256, min_silence_s=0.64, padding_s=0.192, min_peak=0.5)
 """8, 20 and 6 frames."""
 
 
@@ -49,11 +49,19 @@ def test_a_click_is_no_speech_unless_it_is_part_of_more() -> None:
     assert spans((0.9, 7), (0, 30), in_speech=True) == [(0, 13)]
 
 
+def test_what_only_resembles_a_voice_is_no_speech() -> None:
+    sure = PARAMS.model_copy(update={"min_peak": 0.97})
+    probs = np.array([0.9] * 30 + [0.0] * 30 + [0.9] * 15 + [0.98] + [0.9] * 15 + [0.0] * 30, np.float32)
+    assert speech_spans(probs, SpeechTracker(sure)) == [(54, 97)]
+    begun = speech_spans(probs, SpeechTracker(sure, in_speech=True))
+    assert begun == [(0, 36), (54, 97)]
+
+
 @given(st.lists(st.floats(0, 1, width=32), max_size=300), st.booleans(), st.booleans())
 def test_spans_are_in_order_apart_and_hold_all_certain_speech(
     probs: list[float], in_speech: bool, goes_on: bool
 ) -> None:
-    params = PARAMS.model_copy(update={"min_speech_s": 0.0})
+    params = PARAMS.model_copy(update={"min_speech_s": 0.0, "min_peak": 0.0})
     found = speech_spans(np.array(probs, np.float32), SpeechTracker(params, in_speech=in_speech), goes_on=goes_on)
     edges = [edge for span in found for edge in span]
     assert edges == sorted(edges)
