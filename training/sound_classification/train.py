@@ -24,8 +24,7 @@ from training.sound_classification.model.yamnet import NotYamnet, Yamnet
 
 CARD_TEMPLATE = Path(__file__).parent / "model" / "card.md"
 NAME, VERSION = "soundstage-sounds", "0.1.0"
-PRIOR_STRENGTH = 2.0
-"""Tau of the logit adjustment. Above 1, since the logits are too sure: 1.5 to 2.5 did best on folds 1, 2 and 4."""
+
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 console = Console(stderr=True)
@@ -38,19 +37,9 @@ def _bar() -> Progress:
     )  # fmt: skip
 
 
-def stored(
-    weights: Arrays, material: Material, chosen: NDArray[np.int64], params: SoundParams
-) -> dict[str, NDArray[np.float16]]:
-    """Weights as they are stored: half precision, which costs no accuracy, and as if no class had had more clips.
-
-    Licences leave from 12 to 31 clips of a class; how many says nothing about how often it is heard.
-
-    Source: Menon et al., "Long-tail learning via logit adjustment", arXiv:2007.07314.
-    """
-    counts = np.array([np.sum(material.categories[chosen] == label) for label in params.sounds])
-    bias = weights["head/bias"].copy()
-    bias[: len(counts)] -= PRIOR_STRENGTH * np.log(np.maximum(counts, 1) / counts.mean())
-    return {name: array.astype(np.float16) for name, array in {**weights, "head/bias": bias}.items()}
+def stored(weights: Arrays) -> dict[str, NDArray[np.float16]]:
+    """As they are stored: half precision costs no accuracy."""
+    return {name: array.astype(np.float16) for name, array in weights.items()}
 
 
 def mean_of(files: list[Path]) -> Arrays:
@@ -223,7 +212,7 @@ def cross_validate(
             raise BadFolder(f"nothing to train on or to test with when fold {fold} is left out")
         start = Yamnet(yamnet).weights()
         weights = train(material, chosen, params, learning, start, seed=seed, title=f"without fold {fold}")
-        figure = top1(material, tested, params, stored(weights, material, chosen, params))
+        figure = top1(material, tested, params, stored(weights))
         console.print(f"fold {fold}: top-1 {figure:.4f} of {len(tested)} clips")
         runs.keep(fold, weights, figure)
     return runs.figures()
@@ -298,7 +287,7 @@ def main(
             start = mean_of(kept.weights()) if go_on else Yamnet(yamnet).weights()
             chosen = np.flatnonzero(allowed)
             raw = train(material, chosen, params, learning, start, seed=seed, title=f"folds {folds}")
-            weights = stored(raw, material, chosen, params)
+            weights = stored(raw)
             figures = {**kept.figures(), **behaviour(material, params, weights)}
             folder = write(
                 output,
