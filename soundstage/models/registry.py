@@ -170,7 +170,10 @@ def write_folder(
         card = card.model_copy(update={"files": files})
         text = json.dumps(card.model_dump(), indent=2, ensure_ascii=False)
         (scratch / CARD_NAME).write_text(text + "\n", encoding="utf-8")
+        # The service may run as another user than the one who trained.
         scratch.chmod(0o755)
+        for file in scratch.iterdir():
+            file.chmod(0o644)
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=".old-", dir=target.parent))
             target.rename(old / "model")

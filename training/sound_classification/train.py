@@ -20,6 +20,7 @@ from training.data import BadFolder
 from training.sound_classification.data.examples import Mixer
 from training.sound_classification.data.material import FREE_LICENCE, Material, fit, load
 from training.sound_classification.learning import GOING_ON, Arrays, Learner, LearningParams, window_logits
+from training.sound_classification.model.audioset import start_head
 from training.sound_classification.model.yamnet import NotYamnet, Yamnet
 
 CARD_TEMPLATE = Path(__file__).parent / "model" / "card.md"
@@ -193,6 +194,13 @@ class Runs:
         (self.path / f"fold-{fold}.json").write_text(text + "\n", encoding="utf-8")
 
 
+def start_of(yamnet: Path, params: SoundParams, seed: int) -> Arrays:
+    """Weights to start from: YAMNet's body, and a head that begins with YAMNet's opinion of the labels it knows."""
+    file = Yamnet(yamnet)
+    kernel, bias = start_head(params.sounds, file.names(), file.classifier(), np.random.default_rng(seed))
+    return {**file.weights(), "head/kernel": kernel, "head/bias": bias}
+
+
 def cross_validate(
     *,
     material: Material,
@@ -210,8 +218,9 @@ def cross_validate(
         tested = np.flatnonzero(material.folds == fold)
         if not len(chosen) or not len(tested):
             raise BadFolder(f"nothing to train on or to test with when fold {fold} is left out")
-        start = Yamnet(yamnet).weights()
-        weights = train(material, chosen, params, learning, start, seed=seed, title=f"without fold {fold}")
+        weights = train(
+            material, chosen, params, learning, start_of(yamnet, params, seed), seed=seed, title=f"without fold {fold}"
+        )
         figure = top1(material, tested, params, stored(weights))
         console.print(f"fold {fold}: top-1 {figure:.4f} of {len(tested)} clips")
         runs.keep(fold, weights, figure)
@@ -284,7 +293,7 @@ def main(
                 seed=seed,
             )
         else:
-            start = mean_of(kept.weights()) if go_on else Yamnet(yamnet).weights()
+            start = mean_of(kept.weights()) if go_on else start_of(yamnet, params, seed)
             chosen = np.flatnonzero(allowed)
             raw = train(material, chosen, params, learning, start, seed=seed, title=f"folds {folds}")
             weights = stored(raw)

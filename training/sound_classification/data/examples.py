@@ -93,12 +93,20 @@ class Mixer:
         self._rng = np.random.default_rng(seed)
         self._n = params.n_window_samples
         self._classes = {label: i for i, label in enumerate(params.sounds)}
-        counts = [len(chosen)]
+        labels = material.categories[chosen]
+        self._by_class = [chosen[labels == label] for label in np.unique(labels)]
+        self._n_alone = round(len(chosen) / len(self._by_class)) * len(self._by_class)
+        counts = [self._n_alone]
         counts += [round(len(chosen) * share) for share in (MIXED_SHARE, SPEECH_SHARE, MUSIC_SHARE, BOTH_SHARE)]
         counts += [round(len(chosen) * SILENCE_SHARE)]
         if not len(material.music):
             counts[_MUSIC] = counts[_BOTH] = 0
         self._kinds = np.repeat((_ALONE, _MIXED, _SPEECH, _MUSIC, _BOTH, _SILENCE), counts)
+
+    def _balanced(self) -> NDArray[np.int64]:
+        """As many clips of each class: where licences leave few, they come again; where many, some wait an epoch."""
+        n_each = self._n_alone // len(self._by_class)
+        return np.concatenate([np.resize(self._rng.permutation(clips), n_each) for clips in self._by_class])
 
     def n_windows(self) -> int:
         """Windows of an epoch."""
@@ -107,7 +115,7 @@ class Mixer:
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """One epoch of full batches: each clip alone once, the rest drawn by chance."""
         order = self._rng.permutation(len(self._kinds))
-        alone = iter(self._rng.permutation(self._chosen))
+        alone = iter(self._rng.permutation(self._balanced()))
         for start in range(0, len(order) - batch_size + 1, batch_size):
             windows = [self._window(int(self._kinds[i]), alone) for i in order[start : start + batch_size]]
             log_mel, steps, sound, sound_weight, extra, extra_weight = zip(*windows, strict=True)
@@ -171,7 +179,11 @@ class Mixer:
         clip = speech = music = None
         index, shift = -1, 0
         if kind in {_ALONE, _MIXED}:
-            index = int(next(alone)) if kind == _ALONE else int(rng.choice(self._chosen))
+            index = (
+                int(next(alone))
+                if kind == _ALONE
+                else int(rng.choice(self._by_class[int(rng.integers(len(self._by_class)))]))
+            )
             shift = int(rng.integers(self._n))
             clip = np.roll(material.clips[index].astype(np.float32), shift)
         has_music = len(material.music) > 0

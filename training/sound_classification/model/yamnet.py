@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class Yamnet:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # that the interpreter is to move to another package
@@ -49,6 +51,7 @@ class Yamnet:
         if len(self._convolutions) != len(LAYER_NAMES):
             raise NotYamnet(f"{path} has {len(self._convolutions)} convolutions, YAMNet has {len(LAYER_NAMES)}")
         self._mean = next(op for op in ops if op["op_name"] == "MEAN")
+        self._last = [op for op in ops if op["op_name"] == "FULLY_CONNECTED"][-1]
 
     def _dequantised(self, index: int) -> NDArray[np.float32]:
         """A weight tensor in float32, scaled along its own axis."""
@@ -69,6 +72,22 @@ class Yamnet:
             # OHWI -> HWIO; depthwise 1HWC -> HWC1
             arrays |= {f"{name}/kernel": kernel.transpose(1, 2, 3, 0), f"{name}/bias": bias}
         return arrays
+
+    def names(self) -> list[str]:
+        """AudioSet's names of the rows, from the file's metadata.
+
+        Raises:
+            NotYamnet: There are none.
+        """
+        try:
+            with zipfile.ZipFile(self._path) as metadata:
+                return metadata.read(metadata.namelist()[0]).decode().splitlines()
+        except (zipfile.BadZipFile, IndexError) as e:
+            raise NotYamnet(f"{self._path} has no list of labels in its metadata") from e
+
+    def classifier(self) -> NDArray[np.float32]:
+        """The kernel of the last layer, (521, 1024)."""
+        return self._dequantised(self._last["inputs"][1])
 
     def scores(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """Scores (521,) of float32 (15600,) samples at 16 kHz."""
