@@ -1,5 +1,7 @@
 # Set-up needs Python >= 3.11 and a package index, nothing else.
 PYTHON ?= python3
+# Labelled audio for `make bench`: folders ljspeech and esc50.
+DATA ?= ../shared/data
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
@@ -50,8 +52,9 @@ format: $(VENV)/dev.done ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/dev.done ## Measure the running machine; writes benchmarks/results/
-	$(BIN)/python -m benchmarks.serving
+bench: $(VENV)/dev.done ## Measure speed and accuracy on this machine; writes benchmarks/results/
+	$(BIN)/soundstage models fetch
+	$(BIN)/python -m benchmarks --data $(DATA)
 
 clean: ## Remove what was installed and built here
 	rm -rf $(VENV) .run .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

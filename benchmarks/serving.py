@@ -2,8 +2,9 @@
 
 Both run on the same cores in the same run, in turn: the bare models in one process with all cores and full batches,
 and the service with 32 clients over HTTP (then one against one). Then a file of one hour against one of a minute.
-The last line printed is JSON: `served_over_bare` (throughput, higher is better), `single_over_bare` (time, lower is
-better), `hour_added_mb`.
+64 different clips are also transcribed one by one and all at once, and compared. The last line printed is JSON:
+`served_over_bare` (throughput, higher is better), `single_over_bare` (time, lower is better), `hour_added_mb`,
+`n_transcripts_changed_by_batching`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import av
 import httpx
@@ -28,9 +29,8 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.machine import RESULTS_DIR, describe
+from benchmarks.results import as_table, write_result
 from deployments.local import LocalCluster, Ports
 from soundstage.audio.resample import decode_mono
 from soundstage.params import Limits
@@ -40,6 +40,7 @@ from soundstage.types import SAMPLE_RATE, EncodedAudio, Waveform
 CLIP_S = 5
 BATCH = 16
 N_CLIENTS = 32
+WARM_UP_S = 45.0
 QUERY = {"tasks": "speech,sounds"}
 
 _console = Console(stderr=True)
@@ -115,9 +116,7 @@ class Served:
     def __init__(self, url: str) -> None:
         key = os.environ.get("SOUNDSTAGE_API_KEY")
         headers = {"Content-Type": "audio/wav", **({"Authorization": f"Bearer {key}"} if key else {})}
-        self._client = httpx.Client(
-            base_url=url, headers=headers, timeout=600, limits=httpx.Limits(max_connections=N_CLIENTS)
-        )
+        self._client = httpx.Client(base_url=url, headers=headers, timeout=600, limits=httpx.Limits(max_connections=64))
         self._bodies = [encoded(clip) for clip in clips()]
 
     def seconds(self, n_clips: int, n_clients: int) -> float:
@@ -154,6 +153,21 @@ def watching(measure: Callable[[], float]) -> Iterator[list[float]]:
         watcher.join()
 
 
+def n_changed_by_batching(served: Served, n_clips: int = 64) -> int:
+    """How many of some clips of 2 to 8 s have another transcript when they are sent all at once."""
+    reading = np.concatenate(clips())
+    rng = np.random.default_rng(0)
+    bodies = []
+    for _ in range(n_clips):
+        n_samples = int(rng.uniform(2, 8) * SAMPLE_RATE)
+        first = int(rng.integers(len(reading) - n_samples))
+        bodies.append(encoded(reading[first : first + n_samples]))
+    alone = [served.analyze(body).json()["text"] for body in bodies]
+    with ThreadPoolExecutor(n_clips) as pool:
+        together = [answer.json()["text"] for answer in pool.map(served.analyze, bodies)]
+    return sum(one != other for one, other in zip(alone, together, strict=True))
+
+
 def hour_added_mb(cluster: LocalCluster, served: Served) -> tuple[float, float]:
     """Peak memory with a file of an hour over that with a file of a minute; and the hour's real-time factor."""
     speech = decode_mono(EncodedAudio(data=encoded(np.concatenate(clips())), media_type="audio/wav"), Limits()).samples
@@ -165,7 +179,7 @@ def hour_added_mb(cluster: LocalCluster, served: Served) -> tuple[float, float]:
         start = time.perf_counter()
         served.analyze(hour)
         wall_s = time.perf_counter() - start
-    return max(with_hour) - max(with_minute), wall_s / 3600
+    return round(max(with_hour) - max(with_minute), 1), round(wall_s / 3600, 4)
 
 
 @contextmanager
@@ -186,6 +200,45 @@ def running_cluster() -> Iterator[LocalCluster]:
             cluster.stop()
 
 
+def measure(cluster: LocalCluster, *, rounds: int, hour: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The figures that count, and those that explain them."""
+    served = Served(cluster.url)
+    bare = Bare(os.cpu_count() or 1)
+    try:
+        with _console.status("warming up, so that replicas scale to the load"):
+            deadline = time.monotonic() + WARM_UP_S
+            while time.monotonic() < deadline:
+                served.seconds(2 * N_CLIENTS, N_CLIENTS)
+            bare.seconds(BATCH, 1)
+        full: list[tuple[float, float]] = []
+        single: list[tuple[float, float]] = []
+        n_bare, n_served, n_single = 8 * BATCH, 4 * N_CLIENTS, 8
+        for number in range(rounds):
+            _console.print(f"round {number + 1} of {rounds}", style="dim")
+            full.append((bare.seconds(BATCH, n_bare // BATCH) / n_bare, served.seconds(n_served, N_CLIENTS) / n_served))
+            single.append((bare.seconds(1, n_single) / n_single, served.seconds(n_single, 1) / n_single))
+    finally:
+        bare.close()
+    n_changed = n_changed_by_batching(served)
+    added_mb, hour_rtf = hour_added_mb(cluster, served) if hour else (None, None)
+    figures = {
+        "served_over_bare": round(statistics.median(b / s for b, s in full), 3),
+        "single_over_bare": round(statistics.median(s / b for b, s in single), 3),
+        "hour_added_mb": added_mb,
+        "n_transcripts_changed_by_batching": n_changed,
+    }
+    detail = {
+        "bare_audio_s_per_s": round(CLIP_S / statistics.median(b for b, _ in full), 1),
+        "served_audio_s_per_s": round(CLIP_S / statistics.median(s for _, s in full), 1),
+        "bare_single_ms": round(1000 * statistics.median(b for b, _ in single), 1),
+        "served_single_ms": round(1000 * statistics.median(s for _, s in single), 1),
+        "hour_real_time_factor": hour_rtf,
+        "served_over_bare_rounds": [round(b / s, 3) for b, s in full],
+        "single_over_bare_rounds": [round(s / b, 3) for b, s in single],
+    }
+    return figures, detail
+
+
 def main(
     rounds: Annotated[int, typer.Option(help="Pairs of measurements; the medians count.")] = 5,
     hour: Annotated[bool, typer.Option(help="Also send a file of an hour.")] = True,
@@ -193,47 +246,10 @@ def main(
 ) -> None:
     """Measure the service against its own models on the same cores."""
     with running_cluster() as cluster:
-        served = Served(cluster.url)
-        bare = Bare(os.cpu_count() or 1)
-        try:
-            with _console.status("warming up, so that replicas scale to the load"):
-                deadline = time.monotonic() + 45
-                while time.monotonic() < deadline:
-                    served.seconds(2 * N_CLIENTS, N_CLIENTS)
-                bare.seconds(BATCH, 1)
-            full: list[tuple[float, float]] = []
-            single: list[tuple[float, float]] = []
-            n_bare, n_served, n_single = 8 * BATCH, 4 * N_CLIENTS, 8
-            for number in range(rounds):
-                _console.print(f"round {number + 1} of {rounds}", style="dim")
-                full.append(
-                    (bare.seconds(BATCH, n_bare // BATCH) / n_bare, served.seconds(n_served, N_CLIENTS) / n_served)
-                )
-                single.append((bare.seconds(1, n_single) / n_single, served.seconds(n_single, 1) / n_single))
-        finally:
-            bare.close()
-        added_mb, hour_rtf = hour_added_mb(cluster, served) if hour else (float("nan"), float("nan"))
-    figures = {
-        "served_over_bare": round(statistics.median(b / s for b, s in full), 3),
-        "single_over_bare": round(statistics.median(s / b for b, s in single), 3),
-        "hour_added_mb": round(added_mb, 1),
-    }
-    detail = {
-        "bare_audio_s_per_s": round(CLIP_S / statistics.median(b for b, _ in full), 1),
-        "served_audio_s_per_s": round(CLIP_S / statistics.median(s for _, s in full), 1),
-        "bare_single_ms": round(1000 * statistics.median(b for b, _ in single), 1),
-        "served_single_ms": round(1000 * statistics.median(s for _, s in single), 1),
-        "hour_real_time_factor": round(hour_rtf, 4),
-        "served_over_bare_rounds": [round(b / s, 3) for b, s in full],
-        "single_over_bare_rounds": [round(s / b, 3) for b, s in single],
-    }
-    table = Table("figure", "measured", title="Service over bare models")
-    for name, value in {**figures, **detail}.items():
-        table.add_row(name, str(value))
-    _console.print(table)
+        figures, detail = measure(cluster, rounds=rounds, hour=hour)
+    _console.print(as_table("Service over bare models", {**figures, **detail}))
     if write:
-        document = {"machine": describe(), "figures": figures, "detail": detail}
-        (RESULTS_DIR / "serving.json").write_text(json.dumps(document, indent=2) + "\n")
+        write_result("serving", figures, detail)
     print(json.dumps(figures))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from soundstage.errors import ModelError
 from soundstage.models import registry
@@ -15,7 +16,10 @@ from soundstage.models.registry import ModelCard, ModelFolder, open_folder, writ
 from soundstage.params import ChunkParams, LevelParams
 
 PARAMS = LevelParams(silence_dbfs=-50)
-WEIGHTS = {"kernel": np.arange(6, dtype=np.float16).reshape(2, 3), "bias": np.zeros(3, np.float32)}
+WEIGHTS: dict[str, NDArray[np.generic]] = {
+    "kernel": np.arange(6, dtype=np.float16).reshape(2, 3),
+    "bias": np.zeros(3, np.float32),
+}
 
 
 def write(root: Path, version: str = "1.0.0") -> ModelFolder:

@@ -1,0 +1,43 @@
+"""Every figure that needs only the service and a folder of audio: `python -m benchmarks --data DIR`.
+
+DIR holds `ljspeech` and `esc50`, each with meta.csv beside its audio; what is missing is left out, and said.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks import serving
+from benchmarks.results import write_overview, write_result
+
+EVALUATIONS = {
+    "voice_recognition": ("training.voice_recognition.evaluate", "ljspeech"),
+    "sound_classification": ("training.sound_classification.evaluate", "esc50"),
+}
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Folder of audio with labels.")] = Path("data"),
+) -> None:
+    """Measure the service and write benchmarks/results/."""
+    with serving.running_cluster() as cluster:
+        figures, detail = serving.measure(cluster, rounds=5, hour=True)
+        write_result("serving", figures, detail)
+        for name, (module, folder) in EVALUATIONS.items():
+            if not (data / folder).is_dir():
+                print(f"NOT MEASURED: {name}, since there is no {data / folder}", file=sys.stderr)
+                continue
+            command = [sys.executable, "-m", module, "--data", str(data / folder), "--url", cluster.url]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            write_result(name, json.loads(done.stdout.splitlines()[-1]), {"through": "HTTP"})
+    print(write_overview())
+
+
+if __name__ == "__main__":
+    typer.run(main)
