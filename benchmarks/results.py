@@ -63,7 +63,7 @@ def write_overview() -> str:
         where = document["machine"]
         lines += [
             f"## {file.stem}",
-            f"{where['date']}, {where['n_cpus']} × {where['cpu']}, Python {where['python']}",
+            f"{where['date']}, {where['n_cpus']} x {where['cpu']}, Python {where['python']}",
             "",
         ]
         lines += ["| figure | measured |", "|---|---|"]

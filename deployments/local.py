@@ -140,6 +140,8 @@ class LocalCluster:
             "RAY_SERVE_HAPROXY_NBTHREAD": "2",
             # A client that has gone silent in the middle of an upload is let go after two minutes, not an hour.
             "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "120",
+            # Ray's workers are at niceness 15 otherwise, behind everything else on the machine.
+            "RAY_worker_niceness": "0",
             "TF_CPP_MIN_LOG_LEVEL": "2",
         }
 

@@ -46,6 +46,8 @@ class ModelSlot(Generic[ModelT]):
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._model: ModelT | None = None
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
 
     @property
     def model(self) -> ModelT:
@@ -72,6 +74,23 @@ class ModelSlot(Generic[ModelT]):
             _log.exception("model %s %s cannot be served; %s %s stays", name, version or "(newest)", *self.version)
             return
         self._model = model
+
+    async def idle(self) -> None:
+        """Wait until no batch runs; requests call this before they enter Serve's batch queue.
+
+        Serve closes a batch as soon as its short wait is over, and lets it queue for the model behind the one that
+        runs: under load each request would be a batch of its own. Those that wait here enter the queue together
+        when the model is free, so batches grow with the load and a lone request waits for nobody.
+        """
+        await self._is_idle.wait()
+
+    async def run_batch(self, work: Callable[[ModelT], ResultT]) -> ResultT:
+        """Run a batch on the model that serves, off the event loop."""
+        self._is_idle.clear()
+        try:
+            return await self.run(work)
+        finally:
+            self._is_idle.set()
 
     async def run(self, work: Callable[[ModelT], ResultT]) -> ResultT:
         """Run something on the model that serves, off the event loop."""

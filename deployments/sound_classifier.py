@@ -53,6 +53,7 @@ class SoundClassifier:
 
     async def listen(self, waveform: Waveform) -> Scores:
         """Frame scores and tags of one chunk."""
+        await self._slot.idle()
         return await self._batch(waveform)
 
     @serve.batch(
@@ -62,4 +63,4 @@ class SoundClassifier:
     )
     async def _batch(self, items: list[Waveform]) -> list[Scores]:
         version = self._slot.version
-        return [Scores(scores, version) for scores in await self._slot.run(lambda model: model.listen(items))]
+        return [Scores(scores, version) for scores in await self._slot.run_batch(lambda model: model.listen(items))]

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ray import serve
-from soundstage.speech.transcriber import Transcriber
 
 from deployments.answers import Transcripts
 from deployments.model_stage import ModelSlot
 from deployments.resources import n_assigned_cores
 from deployments.settings import BatchConfig, VoiceConfig
 from soundstage.models.registry import ModelCard, ModelFolder
+from soundstage.speech.transcriber import Transcriber
 from soundstage.types import Waveform
 
 Regions = tuple[Waveform, ...]
@@ -55,6 +55,7 @@ class VoiceRecognizer:
 
     async def transcribe(self, regions: Regions) -> Transcripts:
         """One entry for each region, in order."""
+        await self._slot.idle()
         return await self._batch(regions)
 
     @serve.batch(
@@ -65,5 +66,5 @@ class VoiceRecognizer:
     async def _batch(self, items: list[Regions]) -> list[Transcripts]:
         version = self._slot.version
         flat = [region for regions in items for region in regions]
-        segments = iter(await self._slot.run(lambda model: model.transcribe(flat)))
+        segments = iter(await self._slot.run_batch(lambda model: model.transcribe(flat)))
         return [Transcripts(tuple(next(segments) for _ in regions), version) for regions in items]
