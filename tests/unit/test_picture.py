@@ -28,7 +28,7 @@ ANALYSIS = Analysis(
     levels=Levels(
         integrated_lufs=-23.04,
         loudness_range_lu=None,
-        true_peak_dbtp=-1.25,
+        true_peak_dbtp=-1.26,
         sample_peak_dbfs=-1.5,
         n_clipped_samples=0,
         silence=(),
@@ -68,9 +68,9 @@ def boxes(svg: ET.Element, **style: str) -> list[tuple[float, float, float, floa
 
 def test_all_that_was_found_can_be_read(svg: ET.Element) -> None:
     written = " ".join("".join(text.itertext()) for text in svg.iter(f"{SVG}text"))
-    for words in ("door knock0.97", "dog0.88", "siren0.99", "[knocking on door]", "[siren wailing]", "Less <than>"):
+    for words in ("door knock 0.97", "dog 0.88", "siren 0.99", "[knocking on door]", "[siren wailing]", "Less <than>"):
         assert words in written
-    for words in ("take.wav", "20.0 s · 8 kHz · mono", "−23.0 LUFS", "none", "−1.2 dBTP"):
+    for words in ("take.wav", "20.0 s · 8 kHz · mono", "\N{MINUS SIGN}23.0 LUFS", "none", "\N{MINUS SIGN}1.3 dBTP"):
         assert words in written
 
 
@@ -94,6 +94,12 @@ def test_caption_boxes_stay_apart_and_in_the_picture(svg: ET.Element) -> None:
 
 def test_nothing_shares_a_row_with_what_it_would_touch() -> None:
     assert picture.rows([(0, 10), (5, 8), (9, 12), (20, 30)], 1) == [0, 1, 1, 0]
+
+
+def test_a_label_stands_in_its_bar_or_beside_it_but_in_the_picture() -> None:
+    assert picture.label_left((200, 300), 90) == 200
+    assert picture.label_left((200, 250), 90) == 250
+    assert picture.label_left((picture.RIGHT - 50, picture.RIGHT), 90) == picture.RIGHT - 140
 
 
 def test_long_texts_are_cut_at_a_word_and_say_so() -> None:
