@@ -47,7 +47,7 @@ class GraphEngine:
         cards: list[ModelCard] = await call(
             self._preprocessor,
             "models",
-            timeout_s=self._args.deadlines.chunk_s,
+            timeout_s=self._args.deadlines.probe_s,
         )
         return cards
 

@@ -60,7 +60,7 @@ class Preprocessor:
         stages = (self._voice, self._sounds)
         return list(
             await asyncio.gather(
-                *(call(stage, "served_model", timeout_s=self._args.deadlines.chunk_s) for stage in stages)
+                *(call(stage, "served_model", timeout_s=self._args.deadlines.probe_s) for stage in stages)
             )
         )
 

@@ -32,6 +32,8 @@ class Deadlines(Params):
     """The whole request, upload included."""
     chunk_s: float = Field(60.0, gt=0)
     """One chunk of audio through the models, queueing included."""
+    probe_s: float = Field(5.0, gt=0)
+    """A stage's word that it is there, for /readyz and /v1/models."""
 
 
 class AppArgs(Params):
