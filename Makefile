@@ -46,7 +46,8 @@ stop: ## End what `make run` started, and nothing else
 
 test: $(VENV)/dev.done ## Every test that needs only Python
 	$(BIN)/soundstage models fetch
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 tests/unit tests/golden
+	$(BIN)/pytest tests/contract
 
 format: $(VENV)/dev.done ## Format the code
 	$(BIN)/ruff format .

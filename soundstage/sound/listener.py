@@ -17,6 +17,7 @@ from soundstage.sound.model import (
     N_EMBEDDING,
     SoundParams,
     build_body,
+    member_weights,
     scores_from_logits,
     set_body_weights,
     window_features,
@@ -61,15 +62,24 @@ class SoundListener:
         self.card: ModelCard = folder.card
         self.params = folder.params(SoundParams)
         weights = folder.weights()
-        body = build_body(self.params)
-        set_body_weights(body, weights)
+        members = [member_weights(weights, i) for i in range(self.params.n_members)]
+        bodies = [build_body(self.params) for _ in members]
+        for body, own in zip(bodies, members, strict=True):
+            set_body_weights(body, own)
         try:
-            self._kernel, self._bias = (weights[f"head/{part}"].astype(np.float32) for part in ("kernel", "bias"))
+            kernels, biases = (
+                [own[f"head/{part}"].astype(np.float32) for own in members] for part in ("kernel", "bias")
+            )
         except KeyError as e:
             raise ModelError(f"{folder.path} has no weights {e}") from e
-        if self._kernel.shape != (2 * N_EMBEDDING, self.params.n_logits):
-            raise ModelError(f"the head in {folder.path} is {self._kernel.shape}, not one for these labels")
-        self._run_body = tf.function(body, jit_compile=False)  # XLA's grouped convolution is 8 times slower
+        if any(kernel.shape != (2 * N_EMBEDDING, self.params.n_logits) for kernel in kernels):
+            raise ModelError(f"a head in {folder.path} is not one for these labels")
+        self._heads = list(zip(kernels, biases, strict=True))
+
+        def maps_of(log_mel: tf.Tensor) -> tf.Tensor:
+            return tf.stack([body(log_mel) for body in bodies], axis=2)
+
+        self._run_bodies = tf.function(maps_of, jit_compile=False)  # XLA's grouped convolution is 8 times slower
 
     def warm_up(self) -> None:
         """Run once in each shape, so that the first request does not pay for it.
@@ -128,9 +138,9 @@ class SoundListener:
         return windows
 
     def _maps(self, pieces: Sequence[Floats]) -> Floats:
-        """The body's maps: float32 (n_pieces, n_window_steps, 1024)."""
+        """The bodies' maps: float32 (n_pieces, n_window_steps, n_members, 1024)."""
         params = self.params
-        maps = np.empty((len(pieces), params.n_window_steps, N_EMBEDDING), np.float32)
+        maps = np.empty((len(pieces), params.n_window_steps, params.n_members, N_EMBEDDING), np.float32)
         for start in range(0, len(pieces), _BATCH_SIZES[-1]):
             part = pieces[start : start + _BATCH_SIZES[-1]]
             size = next(size for size in _BATCH_SIZES if size >= len(part))
@@ -138,7 +148,7 @@ class SoundListener:
             for i, samples in enumerate(part):
                 padded = np.pad(samples, (0, params.n_window_samples - len(samples)))
                 batch[i] = window_features(padded, params)
-            maps[start : start + len(part)] = self._run_body(tf.convert_to_tensor(batch)).numpy()[: len(part)]
+            maps[start : start + len(part)] = self._run_bodies(tf.convert_to_tensor(batch)).numpy()[: len(part)]
         return maps
 
     def _scores(self, waveform: Waveform, windows: Sequence[_Window], maps: Floats) -> FrameScores:
@@ -149,7 +159,7 @@ class SoundListener:
         if windows:
             tags = self._head(maps).max(axis=0)
             n_steps = max(1, min(windows[-1].first_step + params.n_window_steps, self._n_steps(waveform)))
-            joined = np.empty((windows[-1].first_step + params.n_window_steps, N_EMBEDDING), np.float32)
+            joined = np.empty((windows[-1].first_step + params.n_window_steps, *maps.shape[2:]), np.float32)
             for window, steps in reversed(list(zip(windows, maps, strict=True))):
                 # the last step of a window sees less than a whole one: the next window knows better
                 n_kept = params.n_window_steps - (window is not windows[-1])
@@ -172,6 +182,8 @@ class SoundListener:
         return math.ceil(waveform.duration_s / self.params.step_s)
 
     def _head(self, maps: Floats) -> Floats:
-        """Scores (n, n_classes) of maps (n, n_steps, 1024), pooled over all their steps."""
-        pooled = np.concatenate([maps.mean(axis=1), maps.max(axis=1)], axis=1)  # (n, 2048)
-        return scores_from_logits(pooled @ self._kernel + self._bias, self.params)
+        """Scores (n, n_classes) of maps (n, n_steps, n_members, 1024), pooled over all their steps."""
+        pooled = np.concatenate([maps.mean(axis=1), maps.max(axis=1)], axis=-1)  # (n, n_members, 2048)
+        logits = [pooled[:, i] @ kernel + bias for i, (kernel, bias) in enumerate(self._heads)]
+        scores: Floats = np.mean([scores_from_logits(own, self.params) for own in logits], axis=0)
+        return scores

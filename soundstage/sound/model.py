@@ -55,6 +55,7 @@ class SoundParams(Params):
 
     Attributes:
         sounds: Labels that exclude one another; one more output, for none of them, follows.
+        n_members: Networks whose scores are averaged; their weights are named "member_0/conv/kernel" and so on.
         window_s: Seconds of audio that the body sees at once.
         frame_window_s: Seconds over which a frame score is pooled.
         level_target: The loudest quarter of a second of each window is brought to this mean mel magnitude, so that
@@ -64,6 +65,7 @@ class SoundParams(Params):
 
     features: FeatureParams = FeatureParams()
     sounds: tuple[str, ...] = Field(min_length=1)
+    n_members: int = Field(1, ge=1)
     window_s: float = Field(5.0, gt=0)
     frame_window_s: float = Field(1.92, gt=0)
     level_target: float = Field(3.0, gt=0)
@@ -178,6 +180,17 @@ def set_body_weights(body: keras.Model, weights: Mapping[str, NDArray[np.generic
             body.get_layer(name).set_weights(arrays)
     except (KeyError, ValueError) as e:
         raise ModelError(f"the weights do not fit the sound model: {e}") from e
+
+
+def member_name(member: int, name: str) -> str:
+    """What an array of a member is called in the model folder."""
+    return f"member_{member}/{name}"
+
+
+def member_weights(weights: Mapping[str, NDArray[np.generic]], member: int) -> dict[str, NDArray[np.generic]]:
+    """The arrays of one member, by their own names."""
+    prefix = member_name(member, "")
+    return {name.removeprefix(prefix): array for name, array in weights.items() if name.startswith(prefix)}
 
 
 def scores_from_logits(logits: NDArray[np.float32], params: SoundParams) -> NDArray[np.float32]:

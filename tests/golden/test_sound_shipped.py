@@ -61,7 +61,7 @@ def test_its_card_says_what_people_have_to_know(folder: ModelFolder) -> None:
     assert {"dog", "crying_baby", "speech", "music", "silence"} <= set(card.labels)
     folds = [card.metrics[f"top1_fold_{fold}"] for fold in (1, 2, 3, 4)]
     assert card.metrics["top1_mean"] == pytest.approx(np.mean(folds))
-    assert card.metrics["top1_mean"] >= 0.89
+    assert card.metrics["top1_mean"] >= 0.90
     readme = (folder.path / "README.md").read_text(encoding="utf-8")
     for needed in ("CC0 or CC-BY", "Piczak", "YAMNet (Apache-2.0", "LJ Speech", "Limits"):
         assert needed in readme

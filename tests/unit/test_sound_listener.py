@@ -17,6 +17,7 @@ from soundstage.sound.model import (
     SoundParams,
     body_weights,
     build_body,
+    member_name,
     scores_from_logits,
     set_body_weights,
     window_features,
@@ -41,7 +42,14 @@ def random_folder(registry: Path, *, kind: str = "sound", n_logits: int = PARAMS
         registry,
         card,
         params=PARAMS,
-        weights={**weights, "head/kernel": head, "head/bias": np.zeros(n_logits, np.float32)},
+        weights={
+            member_name(0, name): array
+            for name, array in {
+                **weights,
+                "head/kernel": head,
+                "head/bias": np.zeros(n_logits, np.float32),
+            }.items()
+        },
         readme="",
     )
 

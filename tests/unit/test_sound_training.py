@@ -77,6 +77,12 @@ class FakeYamnet:
     def weights(self) -> dict[str, NDArray[np.float32]]:
         return body_weights(build_body(SoundParams(sounds=("any",))))
 
+    def names(self) -> list[str]:
+        return ["Beep", "Speech"]
+
+    def classifier(self) -> NDArray[np.float32]:
+        return np.ones((2, 1024), np.float32)
+
     def scores(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.zeros(521, np.float32)
 
@@ -114,7 +120,7 @@ def test_a_tiny_run_writes_a_model_that_listens(common: list[str | Path], tmp_pa
     assert code == 0, stderr
     assert set(json.loads(stdout.splitlines()[-1])) == {"top1_fold_2", "top1_mean"}
 
-    code, stdout, stderr = run(*common, "--go-on", "--output", tmp_path / "registry")
+    code, stdout, stderr = run(*common, "--output", tmp_path / "registry")
     assert code == 0, stderr
     figures = json.loads(stdout.splitlines()[-1])
     assert {"top1_fold_2", "speech_found", "silence_found"} <= set(figures)
@@ -148,9 +154,9 @@ def test_a_bad_folder_is_told_what_is_wrong_with_it(
     assert "holds no meta.csv" in stderr
 
     write_wav(clips / "audio" / "2-hiss-3.wav", np.zeros(100, np.float32))
-    code, _, stderr = run(*common, "--go-on")
+    code, _, stderr = run(*common, "--members", "7")
     assert code == 2
-    assert "no weights to go on from" in stderr
+    assert "members 0 to 1" in stderr
 
     (speech / "audio" / "0.wav").write_bytes(b"not audio")
     code, _, stderr = run(*common, "--cache", tmp_path / "other")

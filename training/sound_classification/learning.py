@@ -23,6 +23,10 @@ class LearningParams(Params):
     """How it learns. The defaults were found by cross-validation, see README.md."""
 
     n_epochs: int = Field(12, gt=0)
+    head_from_yamnet: bool = False
+    """The head starts from YAMNet's rows for the labels that AudioSet has, else by chance."""
+    balanced: bool = False
+    """Each class is heard equally often, however many clips it has."""
     batch_size: int = Field(32, gt=0)
     body_rate: float = 2e-4
     head_rate: float = 1e-3
@@ -36,8 +40,8 @@ class LearningParams(Params):
     extra_loss_weight: float = 0.5
 
 
-GOING_ON = LearningParams(n_epochs=5, body_rate=1e-4, head_rate=5e-4)
-"""For weights that have been trained already."""
+MEMBERS = (LearningParams(), LearningParams(n_epochs=16, head_from_yamnet=True, balanced=True))
+"""The model is the mean of what these two say: they err differently, which is worth more than either's own tuning."""
 
 
 @dataclass(frozen=True, slots=True)

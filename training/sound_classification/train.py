@@ -12,14 +12,24 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.numpy import load_file, save_file
 
 from soundstage.models.registry import ModelCard, ModelFolder, write_folder
 from soundstage.models.runtime import limit_threads
-from soundstage.sound.model import MUSIC, SILENCE, SPEECH, SoundParams, scores_from_logits, window_features
+from soundstage.sound.model import (
+    MUSIC,
+    SILENCE,
+    SPEECH,
+    SoundParams,
+    member_name,
+    member_weights,
+    scores_from_logits,
+    window_features,
+)
 from training.data import BadFolder
 from training.sound_classification.data.examples import Mixer
 from training.sound_classification.data.material import FREE_LICENCE, Material, fit, load
-from training.sound_classification.learning import GOING_ON, Arrays, Learner, LearningParams, window_logits
+from training.sound_classification.learning import MEMBERS, Arrays, Learner, LearningParams, window_logits
 from training.sound_classification.model.audioset import start_head
 from training.sound_classification.model.yamnet import NotYamnet, Yamnet
 
@@ -43,23 +53,6 @@ def stored(weights: Arrays) -> dict[str, NDArray[np.float16]]:
     return {name: array.astype(np.float16) for name, array in weights.items()}
 
 
-def mean_of(files: list[Path]) -> Arrays:
-    """The mean of the weights of several runs, a good place to go on from, since all started from the same weights.
-
-    Source: Wortsman et al., "Model soups", arXiv:2203.05482.
-
-    Raises:
-        BadFolder: There are no files.
-    """
-    if not files:
-        raise BadFolder("there are no weights to go on from; cross-validate first")
-    runs = []
-    for file in files:
-        with np.load(file) as arrays:
-            runs.append(dict(arrays))
-    return {name: np.mean([run[name] for run in runs], axis=0) for name in runs[0]}
-
-
 def train(
     material: Material,
     chosen: NDArray[np.int64],
@@ -72,7 +65,7 @@ def train(
 ) -> Arrays:
     """One run on the chosen clips."""
     learner = Learner(params, learning, start, seed)
-    mixer = Mixer(material, chosen, params, seed)
+    mixer = Mixer(material, chosen, params, seed, balanced=learning.balanced)
     if mixer.n_windows() < learning.batch_size:
         raise BadFolder(f"{len(chosen)} clips do not fill one batch of {learning.batch_size} windows")
     with _bar() as bar:
@@ -86,7 +79,9 @@ def _window_scores(
     params: SoundParams, weights: dict[str, NDArray[np.float16]], windows: Iterable[NDArray[np.float32]]
 ) -> NDArray[np.float32]:
     features = np.stack([window_features(fit(window, params.n_window_samples), params) for window in windows])
-    return scores_from_logits(window_logits(params, weights, features), params)
+    members = [window_logits(params, member_weights(weights, i), features) for i in range(params.n_members)]
+    scores: NDArray[np.float32] = np.mean([scores_from_logits(logits, params) for logits in members], axis=0)
+    return scores
 
 
 def top1(
@@ -170,14 +165,37 @@ def _folds(text: str) -> list[int]:
 
 
 class Runs:
-    """The folder that cross-validation leaves its weights and figures in; several runs may share it."""
+    """The folder that runs leave their weights and figures in; several may share it, side by side."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def weights(self) -> list[Path]:
-        """One file for each fold that was left out."""
-        return sorted(self.path.glob("without-fold-*.npz"))
+    def _file(self, title: str, member: int) -> Path:
+        return self.path / f"{title}-member-{member}.safetensors"
+
+    def keep(self, title: str, member: int, weights: Arrays) -> None:
+        """Write down what one member learnt."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        save_file(weights, self._file(title, member))
+
+    def has(self, title: str, member: int) -> bool:
+        """Whether a member has been trained."""
+        return self._file(title, member).exists()
+
+    def members(self, title: str) -> Arrays | None:
+        """The weights of all members by their names in the model folder; None while one is missing."""
+        arrays: Arrays = {}
+        for member in range(len(MEMBERS)):
+            if not self.has(title, member):
+                return None
+            own = load_file(self._file(title, member))
+            arrays |= {member_name(member, name): array for name, array in own.items()}
+        return arrays
+
+    def note(self, fold: int, figure: float) -> None:
+        """Write down how well a fold was recognised that was left out."""
+        text = json.dumps({f"top1_fold_{fold}": figure})
+        (self.path / f"fold-{fold}.json").write_text(text + "\n", encoding="utf-8")
 
     def figures(self) -> dict[str, float]:
         """Top-1 by fold, and their mean."""
@@ -186,45 +204,38 @@ class Runs:
             figures |= json.loads(file.read_text(encoding="utf-8"))
         return {**figures, "top1_mean": float(np.mean(list(figures.values())))} if figures else {}
 
-    def keep(self, fold: int, weights: Arrays, figure: float) -> None:
-        """Write down what one fold gave."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        np.savez(self.path / f"without-fold-{fold}.npz", allow_pickle=False, **weights)
-        text = json.dumps({f"top1_fold_{fold}": figure})
-        (self.path / f"fold-{fold}.json").write_text(text + "\n", encoding="utf-8")
 
-
-def start_of(yamnet: Path, params: SoundParams, seed: int) -> Arrays:
-    """Weights to start from: YAMNet's body, and a head that begins with YAMNet's opinion of the labels it knows."""
+def start_of(yamnet: Path, params: SoundParams, learning: LearningParams, seed: int) -> Arrays:
+    """Weights to start from: YAMNet's body, and where asked for a head that begins with YAMNet's opinion."""
     file = Yamnet(yamnet)
+    if not learning.head_from_yamnet:
+        return file.weights()
     kernel, bias = start_head(params.sounds, file.names(), file.classifier(), np.random.default_rng(seed))
     return {**file.weights(), "head/kernel": kernel, "head/bias": bias}
 
 
-def cross_validate(
+def train_members(
     *,
     material: Material,
-    allowed: NDArray[np.bool_],
-    folds: list[int],
+    chosen: NDArray[np.int64],
     params: SoundParams,
-    learning: LearningParams,
+    changes: dict[str, int],
     yamnet: Path,
     runs: Runs,
+    wanted: list[int],
     seed: int,
-) -> dict[str, float]:
-    """Leave out each fold in turn, train on what is allowed of the others, test on all clips of it."""
-    for fold in folds:
-        chosen = np.flatnonzero(allowed & (material.folds != fold))
-        tested = np.flatnonzero(material.folds == fold)
-        if not len(chosen) or not len(tested):
-            raise BadFolder(f"nothing to train on or to test with when fold {fold} is left out")
-        weights = train(
-            material, chosen, params, learning, start_of(yamnet, params, seed), seed=seed, title=f"without fold {fold}"
-        )
-        figure = top1(material, tested, params, stored(weights))
-        console.print(f"fold {fold}: top-1 {figure:.4f} of {len(tested)} clips")
-        runs.keep(fold, weights, figure)
-    return runs.figures()
+    title: str,
+) -> Arrays | None:
+    """Train those of the wanted members that are not there yet; the weights of all, None while one is missing."""
+    for member in wanted:
+        if runs.has(title, member):
+            console.print(f"{title}: member {member} was trained already", highlight=False)
+            continue
+        learning = MEMBERS[member].model_copy(update=changes)
+        start = start_of(yamnet, params, learning, seed + member)
+        own = f"{title}, member {member}"
+        runs.keep(title, member, train(material, chosen, params, learning, start, seed=seed + member, title=own))
+    return runs.members(title)
 
 
 @app.command(
@@ -233,7 +244,7 @@ def cross_validate(
 
 `python -m training.sound_classification.train --data esc50 --speech ljspeech --yamnet yamnet.tflite --cross-validate`
 
-`python -m training.sound_classification.train --data esc50 --speech ljspeech --yamnet yamnet.tflite --go-on
+`python -m training.sound_classification.train --data esc50 --speech ljspeech --yamnet yamnet.tflite
 --output soundstage/models/shipped`
 """
 )
@@ -250,18 +261,20 @@ def main(
     test_folds: Annotated[
         str | None, typer.Option(help="Cross-validate with these folds only, to run several side by side.")
     ] = None,
-    go_on: Annotated[
-        bool, typer.Option("--go-on", help="Start from the mean of cross-validation's models instead of YAMNet.")
-    ] = False,
+    members: Annotated[
+        str, typer.Option(help="Train these members only, to run them side by side; what is there is kept.")
+    ] = ",".join(str(member) for member in range(len(MEMBERS))),
     licences: Annotated[
         str, typer.Option(help="Train on clips whose column licence has this value; 'any' takes all.")
     ] = FREE_LICENCE,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Times each clip is heard alone; 12, or 5 where it goes on.")
+        int | None, typer.Option(min=1, help="Times each clip is heard alone; 12 and 16 for the two members.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows to a step.")] = LearningParams().batch_size,
     seed: Annotated[int, typer.Option(help="Of everything that is left to chance.")] = 0,
-    runs: Annotated[Path, typer.Option(help="Cross-validation leaves weights and figures here.")] = Path("runs/sound"),
+    runs: Annotated[Path, typer.Option(help="Runs leave weights and figures here, and go on from them.")] = Path(
+        "runs/sound"
+    ),
     cache: Annotated[Path, typer.Option(help="Where decoded and synthesised audio is kept.")] = Path("runs/sound"),
     material_seconds: Annotated[float, typer.Option(help="How much speech, and music, is synthesised.")] = 1800.0,
     threads: Annotated[int, typer.Option(min=1, help="Several runs with one thread each beat one with many.")] = 1,
@@ -273,41 +286,60 @@ def main(
     limit_threads(threads)
     used, kept = _folds(folds), Runs(runs)
     changes = {"batch_size": batch_size, **({"n_epochs": epochs} if epochs is not None else {})}
-    learning = (GOING_ON if go_on else LearningParams()).model_copy(update=changes)
+    wanted = _folds(members)
+    if not set(wanted) <= set(range(len(MEMBERS))):
+        raise typer.BadParameter(f"{members!r}: there are members 0 to {len(MEMBERS) - 1}")
     try:
         material = _load(data, speech, yamnet, cache, material_seconds)
-        params = SoundParams(sounds=tuple(np.unique(material.categories[np.isin(material.folds, used)]).tolist()))
+        sounds = tuple(np.unique(material.categories[np.isin(material.folds, used)]).tolist())
+        params = SoundParams(sounds=sounds, n_members=len(MEMBERS))
         allowed = np.isin(material.folds, used) & ((material.licences == licences) | (licences == "any"))
         if not allowed.any():
             raise BadFolder(f"no clip of folds {folds} has the licence {licences!r}")  # noqa: TRY301
-        if cross_validation:
-            tested = _folds(test_folds) if test_folds else used
-            figures = cross_validate(
-                material=material,
-                allowed=allowed,
-                folds=tested,
-                params=params,
-                learning=learning,
-                yamnet=yamnet,
-                runs=kept,
-                seed=seed,
-            )
-        else:
-            start = mean_of(kept.weights()) if go_on else start_of(yamnet, params, seed)
-            chosen = np.flatnonzero(allowed)
-            raw = train(material, chosen, params, learning, start, seed=seed, title=f"folds {folds}")
-            weights = stored(raw)
-            figures = {**kept.figures(), **behaviour(material, params, weights)}
-            folder = write(
-                output,
+
+        def members_of(chosen: NDArray[np.int64], title: str) -> Arrays | None:
+            return train_members(
                 material=material,
                 chosen=chosen,
                 params=params,
-                weights=weights,
-                figures=figures,
-                licences=licences,
+                changes=changes,
+                yamnet=yamnet,
+                runs=kept,
+                wanted=wanted,
+                seed=seed,
+                title=title,
             )
-            console.print(f"written to {folder.path}", highlight=False, soft_wrap=True)
+
+        if cross_validation:
+            for fold in _folds(test_folds) if test_folds else used:
+                chosen, tested = (
+                    np.flatnonzero(allowed & (material.folds != fold)),
+                    np.flatnonzero(material.folds == fold),
+                )
+                if not len(chosen) or not len(tested):
+                    raise BadFolder(f"nothing to train on or to test with when fold {fold} is left out")  # noqa: TRY301
+                raw = members_of(chosen, f"without-fold-{fold}")
+                if raw is not None:
+                    figure = top1(material, tested, params, stored(raw))
+                    console.print(f"fold {fold}: top-1 {figure:.4f} of {len(tested)} clips")
+                    kept.note(fold, figure)
+            figures = kept.figures()
+        else:
+            chosen = np.flatnonzero(allowed)
+            raw = members_of(chosen, "all-folds")
+            figures = kept.figures()
+            if raw is not None:
+                figures |= behaviour(material, params, stored(raw))
+                folder = write(
+                    output,
+                    material=material,
+                    chosen=chosen,
+                    params=params,
+                    weights=stored(raw),
+                    figures=figures,
+                    licences=licences,
+                )
+                console.print(f"written to {folder.path}", highlight=False, soft_wrap=True)
     except (BadFolder, NotYamnet) as e:
         console.print(str(e), style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from e

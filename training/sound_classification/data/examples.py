@@ -86,17 +86,20 @@ class Mixer:
         chosen: Indexes of the clips that may be used.
         params: Of the model.
         seed: Of the generator.
+        balanced: Each class is heard equally often.
     """
 
-    def __init__(self, material: Material, chosen: NDArray[np.int64], params: SoundParams, seed: int) -> None:
+    def __init__(
+        self, material: Material, chosen: NDArray[np.int64], params: SoundParams, seed: int, *, balanced: bool = False
+    ) -> None:
         self._material, self._chosen, self._params = material, chosen, params
         self._rng = np.random.default_rng(seed)
         self._n = params.n_window_samples
         self._classes = {label: i for i, label in enumerate(params.sounds)}
         labels = material.categories[chosen]
-        self._by_class = [chosen[labels == label] for label in np.unique(labels)]
-        self._n_alone = round(len(chosen) / len(self._by_class)) * len(self._by_class)
-        counts = [self._n_alone]
+        self._classes_of_clips = [chosen[labels == label] for label in np.unique(labels)] if balanced else [chosen]
+        self._n_each = round(len(chosen) / len(self._classes_of_clips))
+        counts = [self._n_each * len(self._classes_of_clips)]
         counts += [round(len(chosen) * share) for share in (MIXED_SHARE, SPEECH_SHARE, MUSIC_SHARE, BOTH_SHARE)]
         counts += [round(len(chosen) * SILENCE_SHARE)]
         if not len(material.music):
@@ -105,8 +108,8 @@ class Mixer:
 
     def _balanced(self) -> NDArray[np.int64]:
         """As many clips of each class: where licences leave few, they come again; where many, some wait an epoch."""
-        n_each = self._n_alone // len(self._by_class)
-        return np.concatenate([np.resize(self._rng.permutation(clips), n_each) for clips in self._by_class])
+        parts = [np.resize(self._rng.permutation(clips), self._n_each) for clips in self._classes_of_clips]
+        return np.concatenate(parts)
 
     def n_windows(self) -> int:
         """Windows of an epoch."""
@@ -182,7 +185,7 @@ class Mixer:
             index = (
                 int(next(alone))
                 if kind == _ALONE
-                else int(rng.choice(self._by_class[int(rng.integers(len(self._by_class)))]))
+                else int(rng.choice(self._classes_of_clips[int(rng.integers(len(self._classes_of_clips)))]))
             )
             shift = int(rng.integers(self._n))
             clip = np.roll(material.clips[index].astype(np.float32), shift)
