@@ -206,7 +206,9 @@ def _add_analyze(app: FastAPI, engine: Engine, args: AppArgs, config: Callable[[
             lines = _ndjson_lines(parts, request_id, options)
             return StreamingResponse(ndjson(await _started(lines), request_id), media_type=NDJSON)
         analysis, summary = await collect(parts, request_id=request_id, language=options.language)
-        return analysis_response(analysis, query.response_format, timecode.options(summary, title=upload.filename))
+        captions = timecode.options(summary, title=upload.filename)
+        # Captions of four hours take seconds to lay out.
+        return await asyncio.to_thread(analysis_response, analysis, query.response_format, captions)
 
 
 def _add_transcriptions(app: FastAPI, engine: Engine, args: AppArgs, config: Callable[[], IngressConfig]) -> None:
@@ -250,7 +252,7 @@ def _add_transcriptions(app: FastAPI, engine: Engine, args: AppArgs, config: Cal
             case "text":
                 return PlainTextResponse(openai.json_body(analysis)["text"] + "\n")
             case subtitles:
-                return analysis_response(analysis, subtitles, CaptionOptions())
+                return await asyncio.to_thread(analysis_response, analysis, subtitles, CaptionOptions())
 
 
 def _check(query: AnalyzeQuery, config: IngressConfig) -> TimecodeChoice:
