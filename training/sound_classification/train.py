@@ -202,7 +202,7 @@ class Runs:
         figures: dict[str, float] = {}
         for file in sorted(self.path.glob("fold-*.json")):
             figures |= json.loads(file.read_text(encoding="utf-8"))
-        return {**figures, "top1_mean": float(np.mean(list(figures.values())))} if figures else {}
+        return {**figures, "top1_mean": round(float(np.mean(list(figures.values()))), 4)} if figures else {}
 
 
 def start_of(yamnet: Path, params: SoundParams, learning: LearningParams, seed: int) -> Arrays:
