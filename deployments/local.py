@@ -375,8 +375,7 @@ def status() -> None:
 
 def _show_sample(cluster: LocalCluster) -> None:
     clip = cluster.state_dir / "sample.wav"
-    if not clip.exists():
-        sample.write(clip)
+    sample.write(clip)
     answer = httpx.post(
         f"{cluster.url}/v1/analyze",
         params={"response_format": "sdh_srt"},
