@@ -51,7 +51,7 @@ def main() -> None:
                 start = time.perf_counter()
                 done = subprocess.run([make, "run"], cwd=clone, env=env, check=True, stdout=subprocess.PIPE, text=True)
                 times.append(round(time.perf_counter() - start, 1))
-                _console.print(done.stdout)
+                _console.print(done.stdout, markup=False, highlight=False)
                 if "-->" not in done.stdout:
                     raise SystemExit("make run showed no caption")
         finally:
