@@ -21,8 +21,7 @@ EVALUATIONS = {
     "sound_classification": (
         "training.sound_classification.evaluate",
         "esc50",
-        "clips that it was trained on, but for those whose licence forbids commercial use: a check of the service, not"
-        " its accuracy; that is in the model card",
+        "nearly all of it was trained on: a check of the service, not of the model's accuracy, which its card has",
     ),
 }
 
