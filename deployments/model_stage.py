@@ -6,9 +6,10 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from deployments.answers import ModelVersion
+from deployments.settings import ModelConfig
 from soundstage.models import registry
 from soundstage.models.registry import ModelCard, ModelFolder
 
@@ -33,6 +34,7 @@ class ServableModel(Protocol):
 
 
 ModelT = TypeVar("ModelT", bound=ServableModel)
+ConfigT = TypeVar("ConfigT", bound=ModelConfig)
 ResultT = TypeVar("ResultT")
 
 
@@ -95,6 +97,38 @@ class ModelSlot(Generic[ModelT]):
     async def run(self, work: Callable[[ModelT], ResultT]) -> ResultT:
         """Run something on the model that serves, off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, self.model)
+
+
+class ModelStage(Generic[ModelT, ConfigT]):
+    """A deployment around one model; a subclass says how to load it and how to run a batch."""
+
+    config_type: type[ConfigT]
+
+    def __init__(self) -> None:
+        self._slot: ModelSlot[ModelT] = ModelSlot()
+
+    def _load(self, folder: ModelFolder, config: ConfigT) -> ModelT:
+        raise NotImplementedError
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take over a model version, thresholds and batch sizes while serving."""
+        config = self.config_type.model_validate(user_config)
+        await self._slot.put(config.model, config.version, lambda folder: self._load(folder, config))
+        batch: Any = self._batch  # type: ignore[attr-defined]  # of the subclass, by serve.batch
+        batch.set_max_batch_size(config.batch.max_batch_s)
+        batch.set_batch_wait_timeout_s(config.batch.wait_s)
+
+    async def check_health(self) -> None:
+        """Run the model.
+
+        Raises:
+            RuntimeError: Its output is not finite.
+        """
+        await self._slot.run(lambda model: model.warm_up())
+
+    async def served_model(self) -> ModelCard:
+        """The model that serves."""
+        return self._slot.model.card
 
 
 def _loaded(name: str, version: str | None, load: Callable[[ModelFolder], ModelT]) -> ModelT:

@@ -70,21 +70,25 @@ class BatchConfig(Params):
     wait_s: float = Field(0.005, ge=0)
 
 
-class VoiceConfig(Params):
-    """user_config of VoiceRecognizer. A changed model or version is loaded beside the one that serves, then swapped."""
+class ModelConfig(Params):
+    """What both model stages share. A changed model or version is loaded beside the one that serves, then swapped."""
 
-    model: str = SPEECH_MODEL
+    model: str
     version: str | None = None
     batch: BatchConfig = BatchConfig()
+
+
+class VoiceConfig(ModelConfig):
+    """user_config of VoiceRecognizer."""
+
+    model: str = SPEECH_MODEL
     decoding: DecodingParams = DecodingParams()
 
 
-class SoundConfig(Params):
-    """user_config of SoundClassifier. A changed model or version is loaded beside the one that serves, then swapped."""
+class SoundConfig(ModelConfig):
+    """user_config of SoundClassifier."""
 
     model: str = SOUND_MODEL
-    version: str | None = None
-    batch: BatchConfig = BatchConfig()
 
 
 class PreprocessConfig(Params):

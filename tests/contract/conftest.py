@@ -46,7 +46,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     keys.write_text(f"tests:{hash_key(KEY)}\n")
     document = yaml.safe_load(CONFIG.read_text())
     document["applications"][0]["args"]["auth"] = {"api_keys_file": str(keys)}
-    cluster = LocalCluster(state_dir=state_dir, ports=Ports.free(), n_cpus=max(2, os.cpu_count() or 2))
+    cluster = LocalCluster(state_dir=state_dir, ports=Ports.free(), n_cpus=max(2, len(os.sched_getaffinity(0))))
     try:
         cluster.start()
         cluster.deploy_document(document)
