@@ -5,7 +5,7 @@ DATA ?= ../shared/data
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
-EXTRAS := --extra cpu --extra serve --extra weights --extra build
+EXTRAS := --extra cpu --extra serve --extra weights --extra build --extra train
 COMPILE := $(UV) pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --quiet --custom-compile-command "make lock"
 
 .PHONY: help run stop test lint format bench lock clean
@@ -29,7 +29,7 @@ $(VENV)/dev.done: requirements-dev.lock $(VENV)/run.done
 
 lock: $(VENV)/uv.done ## Resolve the requirement locks anew
 	$(COMPILE) $(EXTRAS) -o requirements.lock
-	$(COMPILE) $(EXTRAS) --extra train --extra dev -c requirements.lock -o requirements-dev.lock
+	$(COMPILE) $(EXTRAS) --extra dev -c requirements.lock -o requirements-dev.lock
 
 lint: $(VENV)/dev.done ## Style, types, import arrows
 	$(BIN)/ruff format --check .
