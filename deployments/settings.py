@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import Field
 
 from soundstage.params import DecodingParams, EventParams, Params, SdhParams
-from soundstage.pipeline import SOUND_MODEL, SPEECH_MODEL, ReadingParams
+from soundstage.pipeline import DEFAULT_MIN_SCORE, SOUND_MODEL, SPEECH_MODEL, ReadingParams
 
 
 class AuthSettings(Params):
@@ -105,5 +105,5 @@ class IngressConfig(Params):
         sdh: Which sounds are worth a caption.
     """
 
-    min_score: float = Field(0.3, ge=0, le=1)
+    min_score: float = Field(DEFAULT_MIN_SCORE, ge=0, le=1)
     sdh: SdhParams = SdhParams()

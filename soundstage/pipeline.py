@@ -43,6 +43,9 @@ SPEECH_MODEL = "moonshine-tiny-en"
 SOUND_MODEL = "soundstage-sounds"
 """Names in the registry of the models that are used unless others are named."""
 
+DEFAULT_MIN_SCORE = 0.3
+"""Tags and events that score less are left out unless they are asked for."""
+
 LANGUAGES = ("en",)
 """ISO 639-1 codes of the languages that the speech model writes."""
 
@@ -203,6 +206,15 @@ class ChunkAssembler:
             events=tuple(events),
             tags=tags,
         )
+
+
+def without_faint(part: ChunkAnalysis, min_score: float) -> ChunkAnalysis:
+    """The chunk without tags and events that score less."""
+    return replace(
+        part,
+        events=tuple(event for event in part.events if event.score >= min_score),
+        tags=tuple(tag for tag in part.tags if tag.score >= min_score),
+    )
 
 
 def rank_tags(scores: Iterable[tuple[str, float]]) -> tuple[Tag, ...]:

@@ -307,6 +307,11 @@ class Analysis:
     levels: Levels | None = None
     model_versions: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def text(self) -> str:
+        """What was said, as one text."""
+        return " ".join(segment.text for segment in self.segments)
+
 
 JsonObject = dict[str, Any]
 """A decoded JSON object."""

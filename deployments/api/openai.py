@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from deployments.api.schemas import Body, Milliseconds, joined_text
+from deployments.api.schemas import Body, Milliseconds
 from soundstage.errors import InvalidRequest, NotFound
 from soundstage.pipeline import SPEECH_MODEL
 from soundstage.types import Analysis, ChunkAnalysis, ClipSummary, Segment
@@ -76,7 +76,7 @@ class TranscriptionSegment(Body):
 
 def json_body(analysis: Analysis) -> dict[str, Any]:
     """The body of response_format=json."""
-    return {"text": joined_text(analysis.segments), "usage": _usage(analysis.duration_s)}
+    return {"text": analysis.text, "usage": _usage(analysis.duration_s)}
 
 
 def verbose_body(analysis: Analysis) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def verbose_body(analysis: Analysis) -> dict[str, Any]:
         "task": "transcribe",
         "language": _LANGUAGE_NAMES[analysis.language],
         "duration": round(analysis.duration_s, 3),
-        "text": joined_text(analysis.segments),
+        "text": analysis.text,
         "segments": [_segment(number, segment) for number, segment in enumerate(analysis.segments)],
         "usage": _usage(analysis.duration_s),
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -12,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from deployments.api.schemas import AnalysisBody, ErrorBody, ErrorDetail
 from soundstage.captions.formats import FORMATS, CaptionOptions, render
 from soundstage.errors import ServiceError
-from soundstage.types import Analysis, ChunkAnalysis
+from soundstage.types import Analysis
 
 NDJSON = "application/x-ndjson"
 EVENT_STREAM = "text/event-stream"
@@ -28,15 +27,6 @@ def error_response(error: ServiceError, request_id: str) -> JSONResponse:
     """The answer to a request that failed."""
     headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s is not None else None
     return JSONResponse(error_body(error, request_id), error.status_code, headers)
-
-
-def without_faint(part: ChunkAnalysis, min_score: float) -> ChunkAnalysis:
-    """The chunk without tags and events that score less."""
-    return replace(
-        part,
-        events=tuple(event for event in part.events if event.score >= min_score),
-        tags=tuple(tag for tag in part.tags if tag.score >= min_score),
-    )
 
 
 def analysis_response(analysis: Analysis, response_format: str, options: CaptionOptions) -> Response:

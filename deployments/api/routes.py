@@ -26,7 +26,6 @@ from deployments.api.responses import (
     error_response,
     ndjson,
     server_sent,
-    without_faint,
 )
 from deployments.api.schemas import (
     RESPONSE_FORMATS,
@@ -53,7 +52,7 @@ from soundstage.errors import (
     ServiceError,
     TooLarge,
 )
-from soundstage.pipeline import AnalysisCollector, AnalysisOptions, Task, parse_tasks
+from soundstage.pipeline import AnalysisCollector, AnalysisOptions, Task, parse_tasks, without_faint
 from soundstage.types import ChunkAnalysis, ClipSummary
 
 FORM_OVERHEAD_BYTES = 64 * 1024

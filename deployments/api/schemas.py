@@ -136,7 +136,7 @@ class AnalysisBody(Body):
             request_id=analysis.request_id,
             duration_s=analysis.duration_s,
             language=analysis.language,
-            text=joined_text(analysis.segments),
+            text=analysis.text,
             segments=_each(SegmentBody, analysis.segments),
             events=_each(EventBody, analysis.events),
             tags=_each(TagBody, analysis.tags),
@@ -260,11 +260,6 @@ class AnalyzeQuery(BaseModel):
     sample_rate: int | None = Field(None, gt=0, description="Hz. Raw PCM needs it.")
     channels: int | None = Field(None, gt=0, description="Of raw PCM; 1 if left out.")
     encoding: PcmEncoding | None = Field(None, description="Of raw PCM; else that of its media type.")
-
-
-def joined_text(segments: tuple[Segment, ...]) -> str:
-    """What was said, as one text."""
-    return " ".join(segment.text for segment in segments)
 
 
 def levels_body(levels: Levels | None) -> LevelsBody | None:

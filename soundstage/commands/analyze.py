@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -21,11 +21,8 @@ from soundstage.captions.choice import TimecodeChoice
 from soundstage.client import MEDIA_TYPES, OnProgress, ServiceUnreachable
 from soundstage.commands.outputs import atomic_file, probe, rendered, suffix
 from soundstage.errors import ServiceError
-from soundstage.pipeline import AnalysisCollector, AnalysisOptions, Pipeline
+from soundstage.pipeline import DEFAULT_MIN_SCORE, AnalysisCollector, AnalysisOptions, Pipeline, without_faint
 from soundstage.types import Analysis, ClipSummary, JsonObject
-
-LOCAL_MIN_SCORE = 0.3
-"""Tags and events below it are left out unless asked for, as by the service (IngressConfig.min_score)."""
 
 Analyze = Callable[[Path, OnProgress], Analysis]
 """Analyses a file: by a service or in this process."""
@@ -124,16 +121,14 @@ def _inputs(files: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
 
 def local_analyzer(pipeline: Pipeline, options: AnalysisOptions, min_score: float | None) -> Analyze:
     """Analyses in this process."""
-    least = LOCAL_MIN_SCORE if min_score is None else min_score
+    least = DEFAULT_MIN_SCORE if min_score is None else min_score
 
     def analyze(path: Path, on_progress: OnProgress) -> Analysis:
         collector = AnalysisCollector()
         for part in pipeline.stream(path, options):
             if isinstance(part, ClipSummary):
                 return collector.finish(part, request_id="", language=options.language)
-            events = tuple(event for event in part.events if event.score >= least)
-            tags = tuple(tag for tag in part.tags if tag.score >= least)
-            collector.push(replace(part, events=events, tags=tags))
+            collector.push(without_faint(part, least))
             on_progress(part.end_s)
         raise AssertionError("a pipeline ends with the summary")
 

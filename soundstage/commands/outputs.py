@@ -37,7 +37,7 @@ def analysis_body(analysis: Analysis) -> JsonObject:
     """The analysis as the body of POST /v1/analyze, field by field and rounded like it."""
     fields = _rounded(dataclasses.asdict(analysis), "")
     models = dict(fields.pop("model_versions"))
-    text = " ".join(segment.text for segment in analysis.segments)
+    text = analysis.text
     first = {name: fields.pop(name) for name in ("request_id", "duration_s", "language")}
     return {**first, "text": text, **fields, "models": models}
 

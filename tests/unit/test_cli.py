@@ -24,13 +24,12 @@ from deployments.auth import ApiKeys, hash_key
 from deployments.settings import IngressConfig
 from soundstage import cli
 from soundstage.captions.formats import FORMATS
-from soundstage.commands.analyze import LOCAL_MIN_SCORE
 from soundstage.commands.outputs import OUTPUT_FORMATS, analysis_body, atomic_file
 from soundstage.errors import Overloaded, UnusableAudio
 from soundstage.models import registry
 from soundstage.models.registry import ModelCard
 from soundstage.params import ClientParams, Params
-from soundstage.pipeline import AnalysisCollector
+from soundstage.pipeline import DEFAULT_MIN_SCORE, AnalysisCollector
 from tests.unit.audio_files import encode, tone
 from tests.unit.served_app import CHUNKS, SUMMARY, TEXT, KnownEngine, serving, unused_url
 
@@ -343,7 +342,7 @@ def test_missing_models_are_told_with_what_to_do(take: Path, tmp_path: Path, mon
 
 
 def test_both_ways_leave_out_the_same_faint_sounds() -> None:
-    assert IngressConfig().min_score == LOCAL_MIN_SCORE
+    assert IngressConfig().min_score == DEFAULT_MIN_SCORE
 
 
 # Models
