@@ -58,7 +58,10 @@ class GreedyDecoder:
             tf.TensorSpec((None,), tf.int32),
             tf.TensorSpec((None,), tf.int32),
         ]
-        self._run = tf.function(self._loop, input_signature=signature)
+        self._run = tf.function(
+            lambda samples, n_samples, max_tokens: greedy(self._weights, params, samples, n_samples, max_tokens),
+            input_signature=signature,
+        )
 
     def decode(self, batch: Sequence[NDArray[np.float32]], max_tokens: Sequence[int]) -> list[Decoded]:
         """Decode waveforms together.
@@ -85,42 +88,57 @@ class GreedyDecoder:
             decoded.append(Decoded(token_ids=text_ids, avg_logprob=float(logprob / n), has_ended=bool(has_ended)))
         return decoded
 
-    def _loop(self, samples: tf.Tensor, n_samples: tf.Tensor, max_tokens: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        weights, params = self._weights, self._params
-        encoded = model.encode(weights, params, samples, n_samples)
-        n_batch = tf.shape(samples)[0]
 
-        def step(position: tf.Tensor, rows: _Rows, written: tf.Tensor, cache: model.Cache) -> tuple[Any, ...]:
-            logits, cache = model.decode(weights, params, rows.last[:, None], cache, encoded, position=position)
-            logits = logits[:, 0]
-            token = tf.argmax(logits, axis=-1, output_type=tf.int32)
-            token = tf.where(rows.is_active, token, params.end_token_id)
-            logprob = tf.reduce_max(logits, axis=-1) - tf.reduce_logsumexp(logits, axis=-1)
-            n_tokens = rows.n_tokens + tf.cast(rows.is_active, tf.int32)
-            rows = _Rows(
-                last=token,
-                n_tokens=n_tokens,
-                sum_logprob=rows.sum_logprob + tf.where(rows.is_active, logprob, 0.0),
-                is_active=rows.is_active & (token != params.end_token_id) & (n_tokens < max_tokens),
-            )
-            return position + 1, rows, tf.concat([written, token[:, None]], axis=1), cache
+def greedy(
+    weights: model.Weights, params: MoonshineParams, samples: tf.Tensor, n_samples: tf.Tensor, max_tokens: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The whole computation, for a graph.
 
+    Args:
+        weights: As from `model.prepare`.
+        params: Of the same model.
+        samples: float32 (n_batch, n_padded), as for `model.encode`.
+        n_samples: int32 (n_batch,); what follows in a row is padding.
+        max_tokens: int32 (n_batch,), after how many tokens each row is cut off.
+
+    Returns:
+        Token numbers int32 (n_batch, n_steps), how many of them are the row's own with its end, int32 (n_batch,), and
+        the sum of their natural log probabilities, float32 (n_batch,).
+    """
+    encoded = model.encode(weights, params, samples, n_samples)
+    n_batch = tf.shape(samples)[0]
+
+    def step(position: tf.Tensor, rows: _Rows, written: tf.Tensor, cache: model.Cache) -> tuple[Any, ...]:
+        logits, cache = model.decode(weights, params, rows.last[:, None], cache, encoded, position=position)
+        logits = logits[:, 0]
+        token = tf.argmax(logits, axis=-1, output_type=tf.int32)
+        token = tf.where(rows.is_active, token, params.end_token_id)
+        logprob = tf.reduce_max(logits, axis=-1) - tf.reduce_logsumexp(logits, axis=-1)
+        n_tokens = rows.n_tokens + tf.cast(rows.is_active, tf.int32)
         rows = _Rows(
-            last=tf.fill([n_batch], params.start_token_id),
-            n_tokens=tf.zeros([n_batch], tf.int32),
-            sum_logprob=tf.zeros([n_batch]),
-            is_active=tf.fill([n_batch], True),
+            last=token,
+            n_tokens=n_tokens,
+            sum_logprob=rows.sum_logprob + tf.where(rows.is_active, logprob, 0.0),
+            is_active=rows.is_active & (token != params.end_token_id) & (n_tokens < max_tokens),
         )
-        first = tf.constant(0), rows, tf.zeros([n_batch, 0], tf.int32), model.empty_cache(params, n_batch)
-        any_row = tf.TensorShape([None])
-        growing = tf.TensorShape([None, params.n_heads, None, params.hidden_size // params.n_heads])
-        shapes = (
-            tf.TensorShape([]),
-            _Rows(any_row, any_row, any_row, any_row),
-            tf.TensorShape([None, None]),
-            ((growing, growing),) * params.n_decoder_layers,
-        )
-        _, rows, written, _ = tf.while_loop(
-            lambda _, rows, *__: tf.reduce_any(rows.is_active), step, first, shape_invariants=shapes
-        )
-        return written, rows.n_tokens, rows.sum_logprob
+        return position + 1, rows, tf.concat([written, token[:, None]], axis=1), cache
+
+    rows = _Rows(
+        last=tf.fill([n_batch], params.start_token_id),
+        n_tokens=tf.zeros([n_batch], tf.int32),
+        sum_logprob=tf.zeros([n_batch]),
+        is_active=tf.fill([n_batch], True),
+    )
+    first = tf.constant(0), rows, tf.zeros([n_batch, 0], tf.int32), model.empty_cache(params, n_batch)
+    any_row = tf.TensorShape([None])
+    growing = tf.TensorShape([None, params.n_heads, None, params.hidden_size // params.n_heads])
+    shapes = (
+        tf.TensorShape([]),
+        _Rows(any_row, any_row, any_row, any_row),
+        tf.TensorShape([None, None]),
+        ((growing, growing),) * params.n_decoder_layers,
+    )
+    _, rows, written, _ = tf.while_loop(
+        lambda _, rows, *__: tf.reduce_any(rows.is_active), step, first, shape_invariants=shapes
+    )
+    return written, rows.n_tokens, rows.sum_logprob

@@ -35,7 +35,7 @@ class Encoded(NamedTuple):
     padding: Tensor
 
 
-_HOP_LENGTH = 64
+HOP_LENGTH = 64
 """Samples from one window of the first convolution to the next."""
 _MASKED = -1e9
 """Added to the attention logits of padding: exp() makes it exactly zero."""
@@ -49,12 +49,12 @@ def n_frames_of(n_samples: Any) -> Any:
 
 
 def _n_windows_of(n_samples: Any) -> Any:
-    return (n_samples - 127) // _HOP_LENGTH + 1
+    return (n_samples - 127) // HOP_LENGTH + 1
 
 
 def pad_length(n_samples: int) -> int:
     """The shortest length from n_samples on that `encode` takes."""
-    return -(-max(n_samples, MIN_SAMPLES) // _HOP_LENGTH) * _HOP_LENGTH
+    return -(-max(n_samples, MIN_SAMPLES) // HOP_LENGTH) * HOP_LENGTH
 
 
 def prepare(weights: Mapping[str, NDArray[Any]], params: MoonshineParams) -> dict[str, NDArray[np.float32]]:
@@ -74,7 +74,7 @@ def prepare(weights: Mapping[str, NDArray[Any]], params: MoonshineParams) -> dic
     scale = (params.hidden_size // params.n_heads) ** -0.5
     ready = {name: np.asarray(array, np.float32) for name, array in weights.items()}
     window = ready["encoder.conv1.kernel"][:, 0]
-    ready["encoder.conv1.kernel"] = np.pad(window, ((0, 2 * _HOP_LENGTH - len(window)), (0, 0)))
+    ready["encoder.conv1.kernel"] = np.pad(window, ((0, 2 * HOP_LENGTH - len(window)), (0, 0)))
     layers = [f"encoder.layers.{i}" for i in range(params.n_encoder_layers)]
     layers += [f"decoder.layers.{i}" for i in range(params.n_decoder_layers)]
     for layer in layers:
@@ -150,7 +150,7 @@ def encoder_states(weights: Weights, params: MoonshineParams, samples: Tensor, n
     """
     n_batch, n_padded = ops.shape(samples)
     # A window of 128 samples every 64 is two neighbouring blocks of 64; the kernel's last row is zero.
-    blocks = ops.reshape(samples, (n_batch, n_padded // _HOP_LENGTH, _HOP_LENGTH))
+    blocks = ops.reshape(samples, (n_batch, n_padded // HOP_LENGTH, HOP_LENGTH))
     windows = ops.concatenate([blocks[:, :-1], blocks[:, 1:]], axis=-1)
     x = ops.tanh(_dense(weights, "encoder.conv1", windows))  # (n_batch, n_windows, hidden_size)
     x = _group_norm(weights, params, x, _n_windows_of(n_samples))

@@ -8,7 +8,8 @@ from pathlib import Path
 from soundstage.errors import ModelError
 
 TOKENIZER_NAME = "tokenizer.bin"
-_WORD_START = "▁"
+WORD_START = "▁"
+"""Stands for the space before a word."""
 _N_SPECIAL = 3
 """<unk>, <s> and </s> come first and are no text."""
 _FIRST_MARKER = 32_000
@@ -18,11 +19,14 @@ _FIRST_MARKER = 32_000
 class Tokenizer:
     """The pieces of text that a speech model's tokens stand for.
 
+    Attributes:
+        pieces: What each token adds to a text, UTF-8; nothing where it is no text.
+
     Source of the format: github.com/moonshine-ai/moonshine, core/bin-tokenizer.
     """
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
-        self._pieces = tuple(pieces)
+        self.pieces = tuple(piece if _N_SPECIAL <= i < _FIRST_MARKER else b"" for i, piece in enumerate(pieces))
 
     @classmethod
     def read(cls, path: Path) -> Tokenizer:
@@ -34,15 +38,15 @@ class Tokenizer:
         return cls(_pieces(path.read_bytes(), path))
 
     def __len__(self) -> int:
-        return len(self._pieces)
+        return len(self.pieces)
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """Text of a row of tokens, without special ones and without white space around it.
 
         Single bytes that together are no UTF-8 become the replacement character.
         """
-        data = b"".join(self._pieces[i] for i in token_ids if _N_SPECIAL <= i < _FIRST_MARKER)
-        return data.decode("utf-8", errors="replace").replace(_WORD_START, " ").strip()
+        data = b"".join(self.pieces[i] for i in token_ids)
+        return data.decode("utf-8", errors="replace").replace(WORD_START, " ").strip()
 
 
 def _pieces(data: bytes, path: Path) -> Iterator[bytes]:
