@@ -57,8 +57,11 @@ def _sparse_filterbank(params: FeatureParams) -> csr_array:
 
 
 @lru_cache(maxsize=8)
-def _window(params: FeatureParams) -> NDArray[np.float32]:
-    """Periodic Hann; "hz" frames are n_fft long with the window in their middle, as librosa's are."""
+def frame_window(params: FeatureParams) -> NDArray[np.float32]:
+    """What a frame is weighted with: float32 (frame length,).
+
+    Periodic Hann; "hz" frames are n_fft long with the window in their middle, as librosa's are.
+    """
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(params.win_length) / params.win_length)
     if params.mel_interpolation == "hz":
         before = (params.n_fft - params.win_length) // 2
@@ -68,7 +71,7 @@ def _window(params: FeatureParams) -> NDArray[np.float32]:
 
 def n_frames(n_samples: int, params: FeatureParams) -> int:
     """How many whole frames fit; there is no padding at the ends."""
-    return max(0, 1 + (n_samples - len(_window(params))) // params.hop_length)
+    return max(0, 1 + (n_samples - len(frame_window(params))) // params.hop_length)
 
 
 def mel_spectrogram(samples: NDArray[np.float32], params: FeatureParams) -> NDArray[np.float32]:
@@ -83,7 +86,7 @@ def mel_spectrogram(samples: NDArray[np.float32], params: FeatureParams) -> NDAr
 
     Source: Davis & Mermelstein 1980; framing of tf.signal.stft for "mel" and of librosa.stft(center=False) for "hz".
     """
-    window = _window(params)
+    window = frame_window(params)
     if len(samples) < len(window):
         return np.zeros((0, params.n_mels), np.float32)
     frames = np.lib.stride_tricks.sliding_window_view(samples, len(window))
