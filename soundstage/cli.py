@@ -6,22 +6,27 @@ import json
 import os
 import threading
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from soundstage import doctor as machine
 from soundstage import sample as clip
 from soundstage.captions.choice import TimecodeChoice
 from soundstage.client import AnalysisRequest, OnProgress, ServiceClient
 from soundstage.commands import keys
+from soundstage.commands import models as model_commands
 from soundstage.commands.analyze import Analyze, Job, Runner, local_analyzer, plan, report
 from soundstage.commands.outputs import OUTPUT_FORMATS
 from soundstage.errors import ModelError, ServiceError
+from soundstage.export import Precision
 from soundstage.models import registry
+from soundstage.models.registry import ModelSources
 from soundstage.pipeline import AnalysisOptions, Pipeline, Task, parse_tasks
 from soundstage.types import Analysis
 
@@ -63,6 +68,11 @@ app.add_typer(keys_app, name="keys", epilog=_examples("soundstage keys new newsr
 
 Url = Annotated[str, typer.Option(envvar="SOUNDSTAGE_URL", help="Of the service.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+ModelArgument = Annotated[str, typer.Argument(help="The folder of a version, or a name as `list` shows it.")]
+ModelVersion = Annotated[
+    str | None, typer.Option("--version", help="A version or an alias; stable, else the newest, if left out.")
+]
 
 
 @app.command(
@@ -192,14 +202,18 @@ def models_fetch() -> None:
 
 @models_app.command("list", epilog=_examples("soundstage models list", "soundstage models list --json"))
 def models_list(as_json: AsJson = False) -> None:
-    """Models that can be read, with their versions and licences."""
-    cards = [folder.card for folder in registry.list_models()]
+    """Models that can be read, here and in the registry, with their versions, aliases and licences."""
+    try:
+        entries = list(model_commands.listed(ModelSources()))
+    except ModelError as e:
+        _fail(str(e))
     if as_json:
-        _echo_json([card.model_dump(exclude={"files"}) for card in cards])
+        _echo_json([entry.record for entry in entries])
         return
-    table = Table("name", "version", "kind", "licence", "description")
-    for card in cards:
-        table.add_row(card.name, card.version, card.kind, card.licence, card.description)
+    table = Table(*(Column(title, overflow="fold") for title in ("name", "version", "aliases", "licence", "place")))
+    for entry in entries:
+        card = entry.card
+        table.add_row(card.name, card.version, ", ".join(entry.aliases), card.licence, entry.place)
     Console().print(table)
 
 
@@ -209,7 +223,7 @@ def models_list(as_json: AsJson = False) -> None:
 )
 def models_show(
     name: Annotated[str, typer.Argument(help="As `soundstage models list` shows it.")],
-    version: Annotated[str | None, typer.Option(help="The newest if left out.")] = None,
+    version: ModelVersion = None,
     as_json: AsJson = False,
 ) -> None:
     """The card of one model: where it comes from, what it hears, how well."""
@@ -222,6 +236,112 @@ def models_show(
         return
     typer.echo((folder.path / registry.README_NAME).read_text(encoding="utf-8"))
     typer.echo(f"Folder: {folder.path}")
+
+
+@models_app.command(
+    "verify",
+    epilog=_examples(
+        "soundstage models verify soundstage-sounds",
+        "soundstage models verify soundstage-sounds --version stable --json",
+        "soundstage models verify runs/models/soundstage-sounds/0.3.0",
+        notes=("Exit codes: 0 it could serve, 1 it could not, 2 wrong usage.",),
+    ),
+)
+def models_verify(model: ModelArgument, version: ModelVersion = None, as_json: AsJson = False) -> None:
+    """Whether a model could serve: checksums, parameters, weights, labels, licence, and that it runs."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    problem, folder = None, None
+    try:
+        folder = model_commands.named(model, version, ModelSources())
+        model_commands.verify(folder)
+    except (ModelError, ImportError) as e:
+        problem = str(e)
+    if as_json:
+        path = str(folder.path) if folder is not None else None
+        of_card = folder.card.model_dump(include={"name", "version"}) if folder is not None else {}
+        _echo_json({"is_fit": problem is None, "problem": problem, "path": path, **of_card})
+    elif folder is not None and problem is None:
+        typer.echo(f"{folder.card.name} {folder.card.version} is intact and runs: {folder.path}")
+    if problem is not None:
+        _fail(problem)
+
+
+@models_app.command(
+    "promote",
+    epilog=_examples(
+        "soundstage models promote runs/models/soundstage-sounds/0.3.0",
+        "soundstage models promote runs/models/soundstage-sounds/0.3.0 --to s3://models --alias candidate",
+        "soundstage models promote soundstage-sounds --version 0.2.0 --force",
+        notes=(
+            "The last one goes back to a version that is there already. Services take it over by themselves.",
+            "Exit codes: 0 it is live, 1 it was refused and nothing changed, 2 wrong usage.",
+        ),
+    ),
+)
+def models_promote(
+    model: ModelArgument,
+    *,
+    version: ModelVersion = None,
+    to: Annotated[
+        str | None,
+        typer.Option(help="Folder or URL of the registry; $SOUNDSTAGE_REGISTRY, else this user's own, if left out."),
+    ] = None,
+    alias: Annotated[str, typer.Option(help="What is to stand for it.")] = registry.STABLE,
+    force: Annotated[bool, typer.Option("--force", help="Also where it is worse than what it replaces.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put a model live: verify it, copy it into the registry, and let an alias stand for it."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        sources = _sources(to)
+        folder = model_commands.named(model, version, sources)
+        promotion = model_commands.promote(folder, sources, alias=alias, force=force)
+    except (ModelError, ImportError, OSError) as e:
+        _fail(str(e))
+    if as_json:
+        _echo_json(promotion.record)
+    else:
+        typer.echo(str(promotion))
+
+
+@models_app.command(
+    "export",
+    epilog=_examples(
+        "soundstage models export soundstage-sounds --output serving/",
+        "soundstage models export moonshine-tiny-en --output serving/ --precision float16 --json",
+        notes=("Exit codes: 0 written, 1 not written and nothing left behind, 2 wrong usage.",),
+    ),
+)
+def models_export(
+    model: ModelArgument,
+    output: Annotated[Path, typer.Option(help="Folder of TensorFlow Serving's models; <name>/<integer> is added.")],
+    *,
+    version: ModelVersion = None,
+    precision: Annotated[Precision, typer.Option(help="Of the stored weights; it computes in float32.")] = "float32",
+    as_json: AsJson = False,
+) -> None:
+    """Write a model for TensorFlow Serving: a graph that needs no Python."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its notes on the machine are none of the user's business
+    try:
+        with Console(stderr=True).status("reading the model") as status:
+            folder = model_commands.named(model, version, ModelSources())
+            from soundstage.export import saved_model  # noqa: PLC0415  # TensorFlow takes seconds to load
+
+            exported = saved_model.export(folder, output, precision=precision, on_progress=status.update)
+    except (ModelError, ImportError, OSError) as e:
+        _fail(str(e))
+    if as_json:
+        _echo_json(asdict(exported))
+    else:
+        typer.echo(f"{exported.name} {exported.version} in {exported.path}, {exported.size_bytes / 1e6:.1f} MB")
+
+
+def _sources(registry_url: str | None) -> ModelSources:
+    try:
+        return ModelSources(registry=registry_url)
+    except ValidationError as e:
+        # pydantic's own message would show the URL
+        raise ModelError(str(e.errors()[0]["ctx"]["error"])) from e
 
 
 @app.command(epilog=_examples("soundstage doctor", "soundstage doctor --json"))

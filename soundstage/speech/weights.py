@@ -7,10 +7,8 @@ never imported (it loads native audio libraries); only its files are read.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -223,15 +221,6 @@ def read_weights(params: MoonshineParams) -> Arrays:
     return {**_encoder_weights(encoder, params), **_decoder_weights(uncached, params)}
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; the system drops the lock of a process that dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def fetch() -> ModelFolder:
     """The speech model in the registry's cache, written there first where it is missing or damaged.
 
@@ -243,7 +232,7 @@ def fetch() -> ModelFolder:
     """
     cache = registry.cache_dir()
     folder = cache / NAME / VERSION
-    with _locked(cache / f".{NAME}.lock"):
+    with registry.locked(cache / f".{NAME}.lock"):
         try:
             return registry.open_folder(folder)
         except ModelError:

@@ -335,7 +335,8 @@ def test_levels_in_this_process_need_neither_service_nor_models(take: Path) -> N
 
 
 def test_missing_models_are_told_with_what_to_do(take: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "search_path", lambda: (tmp_path / "empty",))
+    monkeypatch.setenv("SOUNDSTAGE_MODELS_DIR", str(tmp_path / "empty"))
+    monkeypatch.setattr(registry, "SHIPPED_DIR", tmp_path / "shipped")
     result = soundstage("analyze", take, "--local")
     assert result.exit_code == 1
     assert "soundstage models fetch" in result.stderr
@@ -350,7 +351,8 @@ def test_both_ways_leave_out_the_same_faint_sounds() -> None:
 
 @pytest.fixture
 def ears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelCard:
-    monkeypatch.setattr(registry, "search_path", lambda: (tmp_path / "models",))
+    monkeypatch.setenv("SOUNDSTAGE_MODELS_DIR", str(tmp_path / "models"))
+    monkeypatch.setattr(registry, "SHIPPED_DIR", tmp_path / "shipped")
     card = ModelCard(name="ears", version="1.2", kind="sound", description="Hears.", licence="MIT", source="here")
     return registry.write_folder(tmp_path / "models", card, params=Params(), weights={}, readme="# Ears\n").card
 
@@ -360,9 +362,8 @@ def test_models_are_listed(ears: ModelCard) -> None:
     assert table.exit_code == 0
     assert "ears" in table.stdout
     assert "1.2" in table.stdout
-    assert json.loads(soundstage("models", "list", "--json").stdout) == [
-        ears.model_dump(mode="json", exclude={"files"})
-    ]
+    (entry,) = json.loads(soundstage("models", "list", "--json").stdout)
+    assert entry.items() >= ears.model_dump(mode="json", exclude={"files"}).items()
 
 
 def test_a_model_is_shown(ears: ModelCard) -> None:

@@ -28,7 +28,8 @@ def write_model(registry_dir: Path, name: str) -> Path:
 @pytest.fixture
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """A registry with both models."""
-    monkeypatch.setattr(registry, "search_path", lambda: (tmp_path,))
+    monkeypatch.setenv("SOUNDSTAGE_MODELS_DIR", str(tmp_path))
+    monkeypatch.setattr(registry, "SHIPPED_DIR", tmp_path / "shipped")
     return {name: write_model(tmp_path, name) for name in ("moonshine-tiny-en", "soundstage-sounds")}
 
 
