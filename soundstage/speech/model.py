@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import tensorflow as tf
 from keras import ops
 from numpy.typing import NDArray
 
@@ -61,7 +62,8 @@ def prepare(weights: Mapping[str, NDArray[Any]], params: MoonshineParams) -> dic
     """Lay the stored weights out as the computation wants them: fewer and larger products.
 
     Queries, keys and values become one kernel, the keys and values of every cross-attention another; the attention
-    scale moves into the queries, and the output head is the embedding transposed.
+    scale moves into the queries, and the output head is the embedding transposed. What the layers add to their input
+    is centred here, so that the input of a norm already is, and the norm's scale moves into the kernel that reads it.
 
     Raises:
         ModelError: An array is missing or has another shape than params says.
@@ -75,19 +77,38 @@ def prepare(weights: Mapping[str, NDArray[Any]], params: MoonshineParams) -> dic
     ready = {name: np.asarray(array, np.float32) for name, array in weights.items()}
     window = ready["encoder.conv1.kernel"][:, 0]
     ready["encoder.conv1.kernel"] = np.pad(window, ((0, 2 * HOP_LENGTH - len(window)), (0, 0)))
+    # The scale of the group norm goes through the second convolution; the rest of it follows there, see _front_end.
+    kernel, bias = ready.pop("encoder.conv2.kernel"), ready.pop("encoder.conv2.bias")
+    ready["encoder.conv2.bias"] = bias + np.einsum("c,wcd->d", ready.pop("encoder.group_norm.bias"), kernel)
+    ready["encoder.conv2.kernel"] = ready.pop("encoder.group_norm.scale")[:, None] * kernel
+    ready["encoder.conv2.sum"] = ready["encoder.conv2.kernel"].sum(axis=(0, 1))
     layers = [f"encoder.layers.{i}" for i in range(params.n_encoder_layers)]
     layers += [f"decoder.layers.{i}" for i in range(params.n_decoder_layers)]
     for layer in layers:
         q, k, v = (ready.pop(f"{layer}.self_attention.{name}.kernel") for name in "qkv")
-        ready[f"{layer}.self_attention.qkv.kernel"] = np.concatenate([q * scale, k, v], axis=1)
+        norm = ready.pop(f"{layer}.self_norm.scale")[:, None]
+        ready[f"{layer}.self_attention.qkv.kernel"] = norm * np.concatenate([q * scale, k, v], axis=1)
+        norm = ready.pop(f"{layer}.mlp_norm.scale")[:, None]
+        ready[f"{layer}.mlp.fc1.kernel"] = norm * ready[f"{layer}.mlp.fc1.kernel"]
+        for name in ("self_attention.o.kernel", "mlp.fc2.kernel", "mlp.fc2.bias"):
+            ready[f"{layer}.{name}"] = _centred(ready[f"{layer}.{name}"])
     cross = []
     for i in range(params.n_decoder_layers):
-        attention = f"decoder.layers.{i}.cross_attention"
-        ready[f"{attention}.q.kernel"] = ready[f"{attention}.q.kernel"] * scale
+        layer = f"decoder.layers.{i}"
+        attention = f"{layer}.cross_attention"
+        norm = ready.pop(f"{layer}.cross_norm.scale")[:, None]
+        ready[f"{attention}.q.kernel"] = norm * ready[f"{attention}.q.kernel"] * scale
+        ready[f"{attention}.o.kernel"] = _centred(ready[f"{attention}.o.kernel"])
         cross += [ready.pop(f"{attention}.{name}.kernel") for name in "kv"]
     ready["decoder.cross_kv.kernel"] = np.concatenate(cross, axis=1)
     ready["decoder.head.kernel"] = np.ascontiguousarray(ready["decoder.embedding"].T)
     return ready
+
+
+def _centred(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The kernel or bias whose output has no mean."""
+    centred: NDArray[np.float32] = kernel - kernel.mean(axis=-1, keepdims=True)
+    return centred
 
 
 def weight_shapes(params: MoonshineParams) -> dict[str, tuple[int, ...]]:
@@ -136,11 +157,11 @@ def encode(weights: Weights, params: MoonshineParams, samples: Tensor, n_samples
         What the decoder needs, in which padding counts for nothing.
     """
     states = encoder_states(weights, params, samples, n_samples)
-    heads = _heads(params, _dense(weights, "decoder.cross_kv", states))  # all layers' keys and values
-    n = params.n_heads
-    starts = range(0, 2 * n * params.n_decoder_layers, 2 * n)
-    cross = tuple((heads[:, j : j + n], heads[:, j + n : j + 2 * n]) for j in starts)
-    return Encoded(cross, _padding_bias(n_frames_of(n_samples), ops.shape(states)[1]))
+    n_frames = ops.shape(states)[1]
+    kv = _dense(weights, "decoder.cross_kv", ops.reshape(states, (-1, params.hidden_size)))
+    heads = ops.reshape(kv, (-1, n_frames, 2 * params.n_decoder_layers, *_head_shape(params)))
+    kv = ops.unstack(ops.transpose(heads, (2, 0, 3, 1, 4)))  # of each layer, (n_batch, n_heads, n_frames, head_size)
+    return Encoded(tuple(zip(kv[::2], kv[1::2], strict=True)), _padding_bias(n_frames_of(n_samples), n_frames))
 
 
 def encoder_states(weights: Weights, params: MoonshineParams, samples: Tensor, n_samples: Tensor) -> Tensor:
@@ -148,28 +169,42 @@ def encoder_states(weights: Weights, params: MoonshineParams, samples: Tensor, n
 
     Frames from `n_frames_of(n_samples)` on are meaningless.
     """
-    n_batch, n_padded = ops.shape(samples)
-    # A window of 128 samples every 64 is two neighbouring blocks of 64; the kernel's last row is zero.
-    blocks = ops.reshape(samples, (n_batch, n_padded // HOP_LENGTH, HOP_LENGTH))
-    windows = ops.concatenate([blocks[:, :-1], blocks[:, 1:]], axis=-1)
-    x = ops.tanh(_dense(weights, "encoder.conv1", windows))  # (n_batch, n_windows, hidden_size)
-    x = _group_norm(weights, params, x, _n_windows_of(n_samples))
-    x = ops.conv(x, weights["encoder.conv2.kernel"], strides=3, padding="valid") + weights["encoder.conv2.bias"]
-    x = ops.gelu(x, approximate=False)
-    x = ops.conv(x, weights["encoder.conv3.kernel"], strides=2, padding="valid") + weights["encoder.conv3.bias"]
-    x = ops.gelu(x, approximate=False)  # (n_batch, n_frames, hidden_size)
+    x = _front_end(weights, params, samples, n_samples)
     n_frames = ops.shape(x)[1]
     padding = _padding_bias(n_frames_of(n_samples), n_frames)
     turns = _rotary(params, ops.arange(n_frames))
+    x = _centre(ops.reshape(x, (-1, params.hidden_size)))  # all rows below one another, see _dense
     for i in range(params.n_encoder_layers):
         layer = f"encoder.layers.{i}"
-        h = _norm(weights, params, f"{layer}.self_norm", x)
-        q, k, v = _self_qkv(weights, params, layer, h, turns)
+        q, k, v = _self_qkv(weights, params, layer, _norm(params, x), turns)
         x = x + _attend(weights, f"{layer}.self_attention.o", q, k, v, bias=padding)
-        h = _norm(weights, params, f"{layer}.mlp_norm", x)
-        h = ops.gelu(_dense(weights, f"{layer}.mlp.fc1", h), approximate=False)
+        h = ops.gelu(_dense(weights, f"{layer}.mlp.fc1", _norm(params, x)), approximate=False)
         x = x + _dense(weights, f"{layer}.mlp.fc2", h)
-    return _norm(weights, params, "encoder.norm", x)
+    return ops.reshape(_norm(params, x) * weights["encoder.norm.scale"], (-1, n_frames, params.hidden_size))
+
+
+def _front_end(weights: Weights, params: MoonshineParams, samples: Tensor, n_samples: Tensor) -> Tensor:
+    """Three convolutions, with a norm after the first: float32 (n_batch, n_frames, hidden_size)."""
+    n_padded, d = ops.shape(samples)[1], params.hidden_size
+    # A window of 128 samples every 64 is two neighbouring blocks of 64; the kernel's last row is zero.
+    blocks = ops.reshape(samples, (-1, n_padded // HOP_LENGTH, HOP_LENGTH))
+    windows = ops.concatenate([blocks[:, :-1], blocks[:, 1:]], axis=-1)
+    n_windows, n_valid = ops.shape(windows)[1], _n_windows_of(n_samples)
+    is_valid = ops.cast(ops.arange(n_windows) < n_valid[:, None], "float32")[:, :, None]
+    x = ops.tanh(_dense(weights, "encoder.conv1", ops.reshape(windows * is_valid, (-1, 2 * HOP_LENGTH))))
+    x = ops.reshape(x, (-1, n_windows, d))  # zero where not valid
+    # One group: mean and variance over the valid windows of all channels of a row. They are applied after the second
+    # convolution, whose output is half as large: conv((x - mean) / deviation) = (conv(x) - mean * sum) / deviation.
+    # Values lie in [-1, 1], so that the difference of squares is exact to 1e-7, far below epsilon.
+    n_values = ops.cast(n_valid * d, "float32")[:, None, None]
+    mean = ops.sum(x, axis=(1, 2), keepdims=True) / n_values
+    variance = ops.maximum(ops.sum(ops.square(x), axis=(1, 2), keepdims=True) / n_values - ops.square(mean), 0.0)
+    scale = ops.rsqrt(variance + params.norm_epsilon)
+    x = ops.conv(x, weights["encoder.conv2.kernel"], strides=3, padding="valid") * scale
+    x = x + (weights["encoder.conv2.bias"] - mean * scale * weights["encoder.conv2.sum"])
+    x = ops.gelu(x, approximate=False)
+    x = ops.conv(x, weights["encoder.conv3.kernel"], strides=2, padding="valid") + weights["encoder.conv3.bias"]
+    return ops.gelu(x, approximate=False)
 
 
 def _padding_bias(n_valid: Tensor, n_frames: Tensor) -> Tensor:
@@ -199,6 +234,15 @@ def decode(
     Returns:
         Logits float32 (n_batch, n_new, vocabulary_size), and the cache with the new tokens.
     """
+    states, grown = decoder_states(weights, params, token_ids, cache, encoded, position=position)
+    logits = _dense(weights, "decoder.head", states)
+    return ops.reshape(logits, (-1, token_ids.shape[1], params.vocabulary_size)), grown
+
+
+def decoder_states(
+    weights: Weights, params: MoonshineParams, token_ids: Tensor, cache: Cache, encoded: Encoded, *, position: Tensor
+) -> tuple[Tensor, Cache]:
+    """What the output head reads, float32 (n_batch * n_new, hidden_size), and the cache; arguments as for `decode`."""
     n_new = token_ids.shape[1]
     positions = position + ops.arange(n_new)
     turns = _rotary(params, positions)
@@ -206,99 +250,73 @@ def decode(
     if n_new > 1:
         is_future = ops.arange(position + n_new) > positions[:, None]
         future = ops.cast(is_future, "float32") * _MASKED  # (n_new, n_steps)
-    x = ops.take(weights["decoder.embedding"], token_ids, axis=0)
+    x = _centre(ops.take(weights["decoder.embedding"], ops.reshape(token_ids, (-1,)), axis=0))
     grown = []
     for i, (past_k, past_v) in enumerate(cache):
         layer = f"decoder.layers.{i}"
-        h = _norm(weights, params, f"{layer}.self_norm", x)
-        q, k, v = _self_qkv(weights, params, layer, h, turns)
+        q, k, v = _self_qkv(weights, params, layer, _norm(params, x), turns)
         k, v = ops.concatenate([past_k, k], axis=2), ops.concatenate([past_v, v], axis=2)
         grown.append((k, v))
         x = x + _attend(weights, f"{layer}.self_attention.o", q, k, v, bias=future)
-        h = _norm(weights, params, f"{layer}.cross_norm", x)
-        q = _heads(params, _dense(weights, f"{layer}.cross_attention.q", h))
+        q = _dense(weights, f"{layer}.cross_attention.q", _norm(params, x))
+        q = ops.transpose(ops.reshape(q, (-1, n_new, *_head_shape(params))), (0, 2, 1, 3))
         x = x + _attend(weights, f"{layer}.cross_attention.o", q, *encoded.cross[i], bias=encoded.padding)
-        h = _norm(weights, params, f"{layer}.mlp_norm", x)
-        value, gate = ops.split(_dense(weights, f"{layer}.mlp.fc1", h), 2, axis=-1)
+        value, gate = ops.split(_dense(weights, f"{layer}.mlp.fc1", _norm(params, x)), 2, axis=-1)
         x = x + _dense(weights, f"{layer}.mlp.fc2", value * ops.silu(gate))
-    return _dense(weights, "decoder.head", _norm(weights, params, "decoder.norm", x)), tuple(grown)
+    return _norm(params, x) * weights["decoder.norm.scale"], tuple(grown)
+
+
+def _head_shape(params: MoonshineParams) -> tuple[int, int]:
+    return params.n_heads, params.hidden_size // params.n_heads
 
 
 def _dense(weights: Weights, name: str, x: Tensor) -> Tensor:
-    """Product with a kernel over the last axis, and its bias where there is one.
+    """Product of (n_rows, n_in) with a kernel, and its bias where there is one.
 
     Flat on purpose: TensorFlow turns a product of rank 3 with rank 2 into a slow batched one.
     """
-    kernel = weights[f"{name}.kernel"]
-    n_batch, n_steps, n_in = ops.shape(x)
-    y = ops.matmul(ops.reshape(x, (-1, n_in)), kernel)
-    if f"{name}.bias" in weights:
-        y = y + weights[f"{name}.bias"]
-    return ops.reshape(y, (n_batch, n_steps, kernel.shape[1]))
+    y = ops.matmul(x, weights[f"{name}.kernel"])
+    return y + weights[f"{name}.bias"] if f"{name}.bias" in weights else y
 
 
-def _norm(weights: Weights, params: MoonshineParams, name: str, x: Tensor) -> Tensor:
-    centred = x - ops.mean(x, axis=-1, keepdims=True)
-    variance = ops.mean(ops.square(centred), axis=-1, keepdims=True)
-    return centred * ops.rsqrt(variance + params.norm_epsilon) * weights[f"{name}.scale"]
+def _centre(x: Tensor) -> Tensor:
+    return x - ops.mean(x, axis=-1, keepdims=True)
 
 
-def _group_norm(weights: Weights, params: MoonshineParams, x: Tensor, n_valid: Tensor) -> Tensor:
-    """One group: mean and variance over the valid windows of all channels of a row."""
-    n_windows, n_channels = ops.shape(x)[1:]
-    is_valid = ops.cast(ops.arange(n_windows) < n_valid[:, None], x.dtype)[:, :, None]
-    n_values = ops.cast(n_valid * n_channels, x.dtype)[:, None, None]
-    mean = ops.sum(x * is_valid, axis=(1, 2), keepdims=True) / n_values
-    centred = x - mean
-    variance = ops.sum(ops.square(centred) * is_valid, axis=(1, 2), keepdims=True) / n_values
-    normal = centred * ops.rsqrt(variance + params.norm_epsilon)
-    return normal * weights["encoder.group_norm.scale"] + weights["encoder.group_norm.bias"]
+def _norm(params: MoonshineParams, x: Tensor) -> Tensor:
+    """Layer norm of what is centred already; its scale is in the kernel that reads it, see `prepare`."""
+    return x * ops.rsqrt(ops.mean(ops.square(x), axis=-1, keepdims=True) + params.norm_epsilon)
 
 
-def _rotary(params: MoonshineParams, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and signed sine by which queries and keys turn, each (n_steps, 1, head_size).
+def _rotary(params: MoonshineParams, positions: Tensor) -> Tensor:
+    """What queries, keys and values are multiplied by, complex64 (n_steps, 3 * hidden_size / 2).
 
-    Neighbouring dimensions turn together; those beyond rotary_size stand still.
+    Neighbouring dimensions turn together, as one complex number; those beyond rotary_size, and values, stand still.
 
     Source: Su et al., "RoFormer", arXiv:2104.09864.
     """
+    n_heads, head_size = _head_shape(params)
     n_pairs = params.rotary_size // 2
-    speeds = params.rotary_base ** -(np.arange(n_pairs, dtype=np.float32) / n_pairs)
-    angles = ops.cast(positions, "float32")[:, None] * np.repeat(speeds, 2)  # (n_steps, rotary_size)
-    still = ((0, 0), (0, params.hidden_size // params.n_heads - params.rotary_size))
-    signs = np.tile(np.array([-1, 1], np.float32), n_pairs)
-    return ops.pad(ops.cos(angles), still, constant_values=1)[:, None], ops.pad(ops.sin(angles) * signs, still)[:, None]
+    speeds = np.zeros((3, n_heads, head_size // 2), np.float32)
+    speeds[:2, :, :n_pairs] = params.rotary_base ** -(np.arange(n_pairs, dtype=np.float32) / n_pairs)
+    angles = ops.cast(positions, "float32")[:, None] * speeds.reshape(-1)
+    return tf.complex(ops.cos(angles), ops.sin(angles))
 
 
-def _self_qkv(
-    weights: Weights, params: MoonshineParams, layer: str, x: Tensor, turns: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _self_qkv(weights: Weights, params: MoonshineParams, layer: str, x: Tensor, turns: Tensor) -> list[Tensor]:
     """Turned queries and keys, and values, each (n_batch, n_heads, n_steps, head_size)."""
-    n_batch, n_steps, _ = ops.shape(x)
-    head_size = params.hidden_size // params.n_heads
-    qkv = ops.reshape(
-        _dense(weights, f"{layer}.self_attention.qkv", x), (n_batch, n_steps, 3 * params.n_heads, head_size)
-    )
-    qk, v = qkv[:, :, : 2 * params.n_heads], qkv[:, :, 2 * params.n_heads :]
-    cosine, sine = turns
-    pairs = ops.reshape(qk, (n_batch, n_steps, -1, head_size // 2, 2))
-    swapped = ops.reshape(ops.flip(pairs, axis=-1), (n_batch, n_steps, -1, head_size))
-    qk = ops.transpose(qk * cosine + swapped * sine, (0, 2, 1, 3))
-    return qk[:, : params.n_heads], qk[:, params.n_heads :], ops.transpose(v, (0, 2, 1, 3))
-
-
-def _heads(params: MoonshineParams, x: Tensor) -> Tensor:
-    """(n_batch, n_steps, n * head_size) to (n_batch, n, n_steps, head_size)."""
-    n_batch, n_steps, _ = ops.shape(x)
-    head_size = params.hidden_size // params.n_heads
-    return ops.transpose(ops.reshape(x, (n_batch, n_steps, -1, head_size)), (0, 2, 1, 3))
+    n_steps, n_pairs = ops.shape(turns)
+    qkv = ops.reshape(_dense(weights, f"{layer}.self_attention.qkv", x), (-1, n_steps, n_pairs, 2))
+    turned = tf.bitcast(tf.bitcast(qkv, tf.complex64) * turns, tf.float32)  # a complex number is a pair of floats
+    heads = ops.reshape(turned, (-1, n_steps, 3, *_head_shape(params)))
+    qkv: list[Tensor] = ops.unstack(ops.transpose(heads, (2, 0, 3, 1, 4)))
+    return qkv
 
 
 def _attend(weights: Weights, name: str, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None) -> Tensor:
-    """Attention of all heads, joined by the output product: (n_batch, n_steps, hidden_size)."""
+    """Attention of all heads, joined by the output product: (n_batch * n_steps, hidden_size)."""
     logits = ops.matmul(q, ops.swapaxes(k, 2, 3))
     if bias is not None:
         logits = logits + bias
     mixed = ops.transpose(ops.matmul(ops.softmax(logits), v), (0, 2, 1, 3))
-    n_batch, n_steps, n_heads, head_size = ops.shape(mixed)
-    return _dense(weights, name, ops.reshape(mixed, (n_batch, n_steps, n_heads * head_size)))
+    return _dense(weights, name, ops.reshape(mixed, (-1, v.shape[1] * v.shape[3])))
