@@ -45,11 +45,16 @@ def read_meta(folder: Path, columns: Iterable[str]) -> list[Row]:
             found = reader.fieldnames or ()
     except FileNotFoundError as e:
         raise BadFolder(f"{folder} holds no meta.csv") from e
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise BadFolder(f"{table} is not CSV in UTF-8: {e}") from e
     missing = [column for column in ("filename", *columns) if column not in found]
     if missing:
         raise BadFolder(f"{table} has no column {', '.join(missing)}; it has {', '.join(found)}")
     if not lines:
         raise BadFolder(f"{table} names no file")
+    for number, line in enumerate(lines, start=2):
+        if None in line or None in line.values() or not line["filename"]:
+            raise BadFolder(f"{table}, line {number}: expected {len(found)} values, a file name among them")
     audio = folder / "audio" if (folder / "audio").is_dir() else folder
     rows = [Row(path=audio / line["filename"], values=line) for line in lines]
     absent = [row.path for row in rows if not row.path.is_file()]

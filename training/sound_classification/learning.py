@@ -1,192 +1,375 @@
-"""The training loop: every layer of the body and the head, from YAMNet's weights."""
+"""How weights are learnt: the network with its losses, the optimizer, and a run that can be broken off and go on.
+
+Keras does the work on whichever backend it runs (TensorFlow, JAX).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
-from pydantic import Field
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
-from soundstage.params import Params
-from soundstage.sound.model import N_EMBEDDING, SoundParams, body_weights, build_body, set_body_weights
-from training.sound_classification.data.examples import Batch, Mixer
+from soundstage.sound.model import (
+    HEAD_NAMES,
+    LAYER_NAMES,
+    SoundParams,
+    build_network,
+    network_weights,
+    set_network_weights,
+)
+from training.sound_classification.config import Config, LearningConfig, LossConfig
+from training.sound_classification.data.examples import Mixer
+from training.sound_classification.model.yamnet import Yamnet
 
 Arrays = dict[str, NDArray[np.float32]]
 
-
-class LearningParams(Params):
-    """How it learns. The defaults were found by cross-validation, see README.md."""
-
-    n_epochs: int = Field(12, gt=0)
-    head_from_yamnet: bool = False
-    """The head starts from YAMNet's rows for the labels that AudioSet has, else by chance."""
-    balanced: bool = False
-    """Each class is heard equally often, however many clips it has."""
-    batch_size: int = Field(32, gt=0)
-    body_rate: float = 2e-4
-    head_rate: float = 1e-3
-    warm_up_share: float = 0.08
-    final_rate_share: float = 0.02
-    weight_decay: float = 0.01
-    clip_norm: float = 5.0
-    dropout: float = 0.3
-    average: float = Field(0.99, ge=0, lt=1)
-    """Of the exponential moving average of the weights, which is what is kept."""
-    extra_loss_weight: float = 0.5
+_TEACHER_HEAD = "yamnet"
+_TEACHER_START = -3.0
+"""Bias of the teacher's head: few of the 521 are heard at once."""
 
 
-MEMBERS = (LearningParams(), LearningParams(n_epochs=16, head_from_yamnet=True, balanced=True))
-"""The model is the mean of what these two say: they err differently, which is worth more than either's own tuning."""
+class Diverged(RuntimeError):
+    """The loss is no number any more; the message says when, and where the last good weights are."""
+
+
+class WrongRun(ValueError):
+    """A folder holds another run than the one that is to go on."""
+
+
+@keras.saving.register_keras_serializable("soundstage")
+class TwoRateAdamW(keras.optimizers.Adam):
+    """AdamW with a rate for the body and one for the heads, and averages of all weights.
+
+    The body's gradients are clipped by their norm. The average is exponential, short at first:
+    min(average, (1 + n) / (10 + n)) of what it was before step n.
+
+    Args:
+        learning_rate: Schedule of the share of both rates.
+        config: The recipe's part.
+        is_head: For each variable in the order of the trainable ones.
+
+    Source: arXiv:1711.05101 (AdamW); TensorFlow's ExponentialMovingAverage for the ramp.
+    """
+
+    def __init__(self, learning_rate: Any, config: LearningConfig, is_head: list[bool]) -> None:
+        super().__init__(learning_rate, beta_2=config.beta_2)
+        self._config, self._is_head = config, is_head
+        self.averages: list[Any] = []
+
+    def build(self, variables: list[Any]) -> None:
+        """Make the averages, which start as the weights are."""
+        if self.built:
+            return
+        super().build(variables)
+        self.averages = self.add_optimizer_variables(variables, "average", initializer="zeros")
+        for average, variable in zip(self.averages, variables, strict=True):
+            average.assign(np.array(variable))  # a copy of its own: JAX would share the buffer
+
+    def apply(self, grads: list[Any], trainable_variables: list[Any] | None = None) -> None:
+        """Clip, then step."""
+        squares = [keras.ops.sum(keras.ops.square(g)) for g, head in zip(grads, self._is_head, strict=True) if not head]
+        if squares:
+            norm = keras.ops.sqrt(sum(squares))
+            scale = self._config.clip_norm / keras.ops.maximum(norm, self._config.clip_norm)
+            grads = [g if head else g * scale for g, head in zip(grads, self._is_head, strict=True)]
+        super().apply(grads, trainable_variables)
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """One variable: Adam, decay, average."""
+        index = self._get_variable_index(variable)
+        own = self._config.head_rate if self._is_head[index] else self._config.body_rate
+        rate = keras.ops.cast(learning_rate, variable.dtype) * own
+        self.assign_sub(variable, variable * (rate * self._config.weight_decay))
+        super().update_step(gradient, variable, rate)
+        n_done = keras.ops.cast(self.iterations + 1, variable.dtype)
+        kept = keras.ops.minimum(self._config.average, (1 + n_done) / (10 + n_done))
+        average = self.averages[index]
+        self.assign_sub(average, (1 - kept) * (average - variable))
+
+
+class Classifier(keras.Model):
+    """The network as it is trained: with its losses, and with YAMNet beside it where it teaches."""
+
+    def arrange(self, params: SoundParams, loss: LossConfig) -> None:
+        """Say what the losses are; has to come before compiling.
+
+        Args:
+            params: Of the network.
+            loss: Weights of the parts.
+        """
+        self._params, self._weights_of_loss = params, loss
+        self._parts = {name: keras.metrics.Mean(name=name) for name in ("sounds", "extras", "steps")}
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Mean over the windows of what is said of each window, and over its steps."""
+        ops = keras.ops
+        n_sounds = y["sounds"].shape[-1]
+        said = ops.cast(y_pred["clip"], "float32")
+        if self._params.is_exclusive:
+            sounds = ops.mean(ops.categorical_crossentropy(y["sounds"], said[:, :n_sounds], from_logits=True))
+        else:
+            sounds = ops.mean(ops.sum(_independent(y["sounds"], said[:, :n_sounds]), axis=-1))
+        extras = ops.mean(ops.sum(_independent(y["extras"], said[:, n_sounds:]), axis=-1))
+        in_steps = ops.sum(y["frame_weights"] * _independent(y["frames"], ops.cast(y_pred["frames"], "float32")))
+        steps = in_steps / (ops.sum(ops.max(y["frame_weights"], axis=-1)) + 1e-6)
+        total = sounds + self._weights_of_loss.extras * extras + self._weights_of_loss.frames * steps
+        if _TEACHER_HEAD in y_pred:
+            taught = _independent(ops.stop_gradient(y_pred["teacher"]), y_pred[_TEACHER_HEAD])
+            total += self._weights_of_loss.yamnet * ops.mean(ops.sum(taught, axis=-1))
+        for name, value in (("sounds", sounds), ("extras", extras), ("steps", steps)):
+            self._parts[name].update_state(value)
+        return total
+
+
+def _independent(targets: Any, logits: Any) -> Any:
+    return keras.ops.binary_crossentropy(targets, logits, from_logits=True)
+
+
+def build_classifier(
+    params: SoundParams, config: Config, yamnet: Yamnet | None, *, n_steps: int, seed: int
+) -> Classifier:
+    """The network at its start, ready to be trained.
+
+    Args:
+        params: Of the model.
+        config: The recipe.
+        yamnet: Where the body starts, and what teaches it; None starts by chance.
+        n_steps: Of the whole run, for the schedule.
+        seed: Of heads, dropout, and a start by chance.
+    """
+    keras.utils.set_random_seed(seed)
+    learning = config.learning
+    network = build_network(params, pointwise_dtype=learning.precision, dropout=learning.dropout)
+    # rare things are not heard, until there is a reason
+    network.get_layer("frames").bias.assign(np.full(len(params.labels), -2.0, np.float32))
+    start = yamnet.weights() if yamnet is not None and learning.start == "yamnet" else _by_chance(network, seed)
+    set_network_weights(network, start, LAYER_NAMES)
+    outputs = dict(network.output)
+    if config.loss.yamnet:
+        if yamnet is None:
+            raise ValueError("without its file, YAMNet cannot teach")
+        bias = keras.initializers.Constant(_TEACHER_START)
+        head = keras.layers.Dense(len(yamnet.classifier()[1]), name=_TEACHER_HEAD, bias_initializer=bias)
+        outputs |= {
+            _TEACHER_HEAD: head(network.get_layer("clip").input),
+            "teacher": _teacher(params, yamnet)(network.input),
+        }
+    classifier = Classifier(network.input, outputs, name="classifier")
+    n_frozen = 0 if not learning.frozen_blocks else 1 + 2 * learning.frozen_blocks
+    for name in LAYER_NAMES[:n_frozen]:
+        classifier.get_layer(name).trainable = False
+    classifier.arrange(params, config.loss)
+    heads = {*HEAD_NAMES, _TEACHER_HEAD}
+    is_head = [variable.path.split("/")[-2] in heads for variable in classifier.trainable_variables]
+    classifier.compile(
+        TwoRateAdamW(_schedule(learning, n_steps), learning, is_head),
+        # XLA's grouped convolution is 8 times slower than oneDNN's; JAX has nothing else
+        jit_compile=keras.backend.backend() != "tensorflow",
+    )
+    classifier.optimizer.build(classifier.trainable_variables)
+    return classifier
+
+
+def _by_chance(network: keras.Model, seed: int) -> Arrays:
+    """A start for the body under which signals keep their size from layer to layer.
+
+    Source: He et al., "Delving Deep into Rectifiers", arXiv:1502.01852.
+    """
+    rng = np.random.default_rng(seed)
+    arrays: Arrays = {}
+    for name in LAYER_NAMES:
+        kernel, bias = network.get_layer(name).get_weights()
+        # of a depthwise convolution each output sees one input
+        n_inputs = kernel[..., 0, 0].size if name.startswith("depthwise") else kernel[..., 0].size
+        kernel = rng.normal(0, np.sqrt(2 / n_inputs), kernel.shape).astype(np.float32)
+        arrays |= {f"{name}/kernel": kernel, f"{name}/bias": bias}
+    return arrays
+
+
+def _teacher(params: SoundParams, yamnet: Yamnet) -> keras.Model:
+    """YAMNet itself: log-mel of any length to the scores of its 521 classes."""
+    network = build_network(params)
+    set_network_weights(network, yamnet.weights(), LAYER_NAMES)
+    kernel, bias = yamnet.classifier()
+    last = keras.layers.Dense(len(bias), activation="sigmoid", name="classes")
+    scores = last(keras.ops.mean(network.get_layer("frames").input, axis=1))
+    last.set_weights([kernel, bias])
+    teacher = keras.Model(network.input, scores, name="teacher")
+    teacher.trainable = False
+    return teacher
+
+
+def _schedule(learning: LearningConfig, n_steps: int) -> Any:
+    """Share of both rates: linear warm-up, then cosine."""
+    n_warm_up = round(learning.warm_up * n_steps)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0 if n_warm_up else 1.0,
+        max(1, n_steps - n_warm_up),
+        alpha=learning.final_rate,
+        warmup_target=1.0 if n_warm_up else None,
+        warmup_steps=n_warm_up,
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """After each step."""
+    """After each step.
+
+    Attributes:
+        losses: The whole, under "loss", and its parts.
+    """
 
     step: int
     n_steps: int
-    loss: float
+    losses: dict[str, float]
 
 
-class Learner:
-    """One run.
+class Run:
+    """One network's training, in a folder from which it goes on after a break of any kind.
 
     Args:
-        params: Of the model.
-        learning: How it learns.
-        start: Weights to start from: of the body alone, such as YAMNet's, or of the head too.
-        seed: Of the head, dropout included.
+        folder: Holds checkpoint.safetensors while it runs, and weights.safetensors when it is done.
+        fingerprint: Of the recipe and the data. A folder that holds another is refused.
     """
 
-    def __init__(
-        self, params: SoundParams, learning: LearningParams, start: Mapping[str, NDArray[np.generic]], seed: int
-    ) -> None:
-        keras.utils.set_random_seed(seed)
-        self._params, self._learning = params, learning
-        self._body = build_body(params)
-        set_body_weights(self._body, start)
-        self._head = keras.layers.Dense(params.n_logits, name="head")
-        self._head.build((None, 2 * N_EMBEDDING))
-        if "head/kernel" in start:
-            self._head.set_weights([start["head/kernel"], start["head/bias"]])
-        self._dropout = keras.layers.Dropout(learning.dropout, seed=seed)
-        self._body_variables = self._body.trainable_variables
-        self._head_variables = self._head.trainable_variables
-        self._averages = [tf.Variable(v.value, trainable=False) for v in self._body_variables + self._head_variables]
-        self._n_updates = tf.Variable(0.0, trainable=False)
-        self._optimizers = []
-        for variables in (self._body_variables, self._head_variables):
-            optimizer = keras.optimizers.AdamW(0.0, weight_decay=learning.weight_decay, beta_2=0.98)
-            optimizer.build(variables)
-            self._optimizers.append(optimizer)
-        self._step = tf.function(self._take_step, jit_compile=False)  # XLA's grouped convolution is 8 times slower
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder, self._fingerprint = folder, fingerprint
+        self._checkpoint, self._result = folder / "checkpoint.safetensors", folder / "weights.safetensors"
 
-    def _take_step(self, batch: tuple[Any, ...]) -> Any:
-        log_mel, steps, sound, sound_weight, extra, extra_weight = batch
-        n_exclusive = len(self._params.sounds) + 1
-        with tf.GradientTape() as tape:
-            pooled = pool_steps(self._body(log_mel, training=True), steps)
-            logits = self._head(self._dropout(pooled, training=True))
-            exclusive = tf.nn.sparse_softmax_cross_entropy_with_logits(sound, logits[:, :n_exclusive])
-            independent = tf.nn.sigmoid_cross_entropy_with_logits(extra, logits[:, n_exclusive:])
-            loss = tf.reduce_mean(exclusive * sound_weight)
-            loss += self._learning.extra_loss_weight * tf.reduce_mean(tf.reduce_sum(independent * extra_weight, axis=1))
-        variables = [v.value for v in self._body_variables + self._head_variables]
-        gradients = tape.gradient(loss, variables)
-        n_body = len(self._body_variables)
-        clipped, _ = tf.clip_by_global_norm(gradients[:n_body], self._learning.clip_norm)
-        self._optimizers[0].apply(clipped, self._body_variables)
-        self._optimizers[1].apply(gradients[n_body:], self._head_variables)
-        self._n_updates.assign_add(1.0)
-        decay = tf.minimum(self._learning.average, (1 + self._n_updates) / (10 + self._n_updates))
-        for average, variable in zip(self._averages, variables, strict=True):
-            average.assign(decay * average + (1 - decay) * variable)
-        return loss
+    @property
+    def is_done(self) -> bool:
+        """Whether the weights are there.
 
-    def _rate(self, step: int, n_steps: int) -> float:
-        """Share of the full learning rate: linear warm-up, then cosine."""
-        n_warm_up = max(1, round(self._learning.warm_up_share * n_steps))
-        if step < n_warm_up:
-            return (step + 1) / n_warm_up
-        done = (step - n_warm_up) / max(1, n_steps - n_warm_up)
-        final = self._learning.final_rate_share
-        return final + (1 - final) * 0.5 * (1 + float(np.cos(np.pi * done)))
-
-    def learn(self, mixer: Mixer) -> Iterator[Progress]:
-        """Train, reporting after each step."""
-        size = self._learning.batch_size
-        n_steps = self._learning.n_epochs * (mixer.n_windows() // size)
-        step = 0
-        for _ in range(self._learning.n_epochs):
-            for batch in mixer.batches(size):
-                share = self._rate(step, n_steps)
-                self._optimizers[0].learning_rate = self._learning.body_rate * share
-                self._optimizers[1].learning_rate = self._learning.head_rate * share
-                loss = self._step(as_tensors(batch))
-                step += 1
-                yield Progress(step, n_steps, float(loss))
+        Raises:
+            WrongRun: They are those of another run.
+        """
+        return self._read(self._result) is not None
 
     def weights(self) -> Arrays:
-        """The averaged weights, by the names of the model folder."""
-        kept = [v.numpy() for v in self._body_variables + self._head_variables]
+        """What has been learnt, by the names of the model folder.
+
+        Raises:
+            WrongRun: The folder holds another run, or no end of it.
+        """
+        found = self._read(self._result)
+        if found is None:
+            raise WrongRun(f"{self.folder} holds no finished run")
+        return found[0]
+
+    def train(self, classifier: Classifier, mixer: Mixer, n_steps: int, *, checkpoint_steps: int) -> Iterator[Progress]:
+        """Go on from the last checkpoint to the end, reporting after each step.
+
+        Args:
+            classifier: At its start.
+            mixer: Gives each step its windows.
+            n_steps: In all.
+            checkpoint_steps: After how many steps a checkpoint is written.
+
+        Raises:
+            Diverged: The loss is not finite.
+            OSError: The disk refuses; the last checkpoint stays.
+            WrongRun: The folder holds another run.
+        """
+        variables = {f"{i:03d}": v for i, v in enumerate(classifier.variables + classifier.optimizer.variables)}
+        # the state of a dropout's generator is a key of integers
+        variables = {name: v for name, v in variables.items() if not isinstance(v.value, str)}
+        first = self._restore(variables)
+        for step in range(first, n_steps):
+            batch = mixer.batch(step)
+            losses = classifier.train_on_batch(batch.log_mel, batch.targets, return_dict=True)
+            losses = {name: float(value) for name, value in losses.items()}
+            if not np.isfinite(losses["loss"]):
+                raise Diverged(
+                    f"the loss is {losses['loss']} at step {step + 1} of {n_steps} in {self.folder}: the rates are too "
+                    f"high, or the numbers too coarse (learning.precision). "
+                    + (
+                        f"The last good weights are in {self._checkpoint.name} there"
+                        if self._checkpoint.exists()
+                        else "No checkpoint had been written"
+                    )
+                )
+            if (step + 1) % checkpoint_steps == 0 and step + 1 < n_steps:
+                self._write(self._checkpoint, {name: np.asarray(v) for name, v in variables.items()}, step + 1)
+            yield Progress(step + 1, n_steps, losses)
+        self._write(self._result, _averaged(classifier), n_steps)
+        self._checkpoint.unlink(missing_ok=True)
+
+    def _restore(self, variables: Mapping[str, Any]) -> int:
+        """Fill the variables from the checkpoint; the number of steps that are done."""
+        found = self._read(self._checkpoint)
+        if found is None:
+            return 0
+        arrays, step = found
+        if arrays.keys() != variables.keys():
+            raise WrongRun(f"{self._checkpoint} was written by another version; remove it to start again")
+        for name, variable in variables.items():
+            variable.assign(arrays[name])
+        return step
+
+    def _read(self, path: Path) -> tuple[Arrays, int] | None:
+        if not path.exists():
+            return None
         try:
-            self._assign([average.numpy() for average in self._averages])
-            kernel, bias = (v.numpy() for v in self._head_variables)
-            return {**body_weights(self._body), "head/kernel": kernel, "head/bias": bias}
-        finally:
-            self._assign(kept)
+            with safe_open(path, "numpy") as file:
+                about = file.metadata()
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        except SafetensorError as e:
+            raise WrongRun(f"{path} is damaged; remove it to start again: {e}") from e
+        if about["fingerprint"] != self._fingerprint:
+            raise WrongRun(
+                f"{path} is of a run with another recipe or other clips: name another folder with --runs, or remove it"
+            )
+        return arrays, int(about["step"])
 
-    def _assign(self, values: list[NDArray[np.float32]]) -> None:
-        for variable, value in zip(self._body_variables + self._head_variables, values, strict=True):
-            variable.assign(value)
+    def _write(self, path: Path, arrays: Mapping[str, NDArray[Any]], step: int) -> None:
+        """Whole or not at all."""
+        about = {"fingerprint": self._fingerprint, "step": str(step)}
+        write_whole(path, save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, about))
 
 
-def pool_steps(maps: Any, steps: Any) -> Any:
-    """Mean and maximum over the chosen steps: (batch, n_steps, 1024) to (batch, 2048).
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write a file so that there is the old one or the new one, but never a part.
 
-    The maps are not negative, so that zeros in place of what is not chosen leave the maximum as it is.
+    Raises:
+        OSError: The disk refuses; it names the file.
     """
-    chosen = maps * steps[:, :, tf.newaxis]
-    mean = tf.reduce_sum(chosen, axis=1) / tf.reduce_sum(steps, axis=1, keepdims=True)
-    return tf.concat([mean, tf.reduce_max(chosen, axis=1)], axis=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.part")
+    try:
+        with scratch.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except OSError as e:
+        scratch.unlink(missing_ok=True)
+        raise OSError(e.errno, os.strerror(e.errno or 0), str(path)) from e
 
 
-def as_tensors(batch: Batch) -> tuple[Any, ...]:
-    """The arrays of a batch, in the order of the training step."""
-    arrays = (batch.log_mel, batch.steps, batch.sound, batch.sound_weight, batch.extra, batch.extra_weight)
-    return tuple(tf.convert_to_tensor(array) for array in arrays)
+def _averaged(classifier: Classifier) -> Arrays:
+    """The averages of the weights, by the names of the model folder."""
+    for variable, average in zip(classifier.trainable_variables, classifier.optimizer.averages, strict=True):
+        variable.assign(average)
+    return network_weights(classifier)
 
 
-def window_logits(
-    params: SoundParams,
-    weights: Mapping[str, NDArray[np.generic]],
-    features: NDArray[np.float32],
-    *,
-    on_batch: Callable[[], None] = lambda: None,
-) -> NDArray[np.float32]:
-    """Logits of whole windows.
-
-    Args:
-        params: Of the model.
-        weights: As from Learner.weights.
-        features: float32 (n_windows, n_frames, n_mels).
-        on_batch: Called after each.
-
-    Returns:
-        float32 (n_windows, n_logits).
-    """
-    body = build_body(params)
-    set_body_weights(body, weights)
-    run = tf.function(body, jit_compile=False, reduce_retracing=True)
-    pooled = []
-    for start in range(0, len(features), 16):
-        maps = run(tf.convert_to_tensor(features[start : start + 16])).numpy()
-        pooled.append(np.concatenate([maps.mean(axis=1), maps.max(axis=1)], axis=1))
-        on_batch()
-    kernel, bias = (weights[f"head/{part}"].astype(np.float32) for part in ("kernel", "bias"))
-    return (np.concatenate(pooled) @ kernel + bias).astype(np.float32)
+def fingerprint(*parts: object) -> str:
+    """Of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

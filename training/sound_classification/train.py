@@ -2,365 +2,516 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Iterable
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import keras
 import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.numpy import load_file, save_file
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
+from tensorboardX import SummaryWriter
 
-from soundstage.models.registry import ModelCard, ModelFolder, write_folder
+from soundstage.errors import ModelError
+from soundstage.models.registry import ModelCard, ModelFolder, open_folder, sha256_of, write_folder
 from soundstage.models.runtime import limit_threads
-from soundstage.sound.model import (
-    MUSIC,
-    SILENCE,
-    SPEECH,
-    SoundParams,
-    member_name,
-    member_weights,
-    scores_from_logits,
-    window_features,
-)
+from soundstage.sound.listener import SoundListener
+from soundstage.sound.model import EXTRA_LABELS, SoundParams, member_name
 from training.data import BadFolder
+from training.sound_classification.config import BadConfig, Config, read_config
 from training.sound_classification.data.examples import Mixer
-from training.sound_classification.data.material import FREE_LICENCE, Material, fit, load
-from training.sound_classification.learning import MEMBERS, Arrays, Learner, LearningParams, window_logits
-from training.sound_classification.model.audioset import start_head
+from training.sound_classification.data.material import Backgrounds, Clips, load_backgrounds, load_clips
+from training.sound_classification.data.table import Clip, Table, check_cross_validation, read_table
+from training.sound_classification.learning import (
+    Arrays,
+    Diverged,
+    Run,
+    WrongRun,
+    build_classifier,
+    fingerprint,
+    write_whole,
+)
+from training.sound_classification.measure import behaviour, recognition
 from training.sound_classification.model.yamnet import NotYamnet, Yamnet
 
 CARD_TEMPLATE = Path(__file__).parent / "model" / "card.md"
-NAME, VERSION = "soundstage-sounds", "0.1.0"
+DEFAULT_CONFIG = Path(__file__).parent / "config.yaml"
 
+_ALL = "all-folds"
+_LOG_STEPS = 10
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 console = Console(stderr=True)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """What every run of a recipe shares."""
+
+    table: Table
+    clips: Clips
+    backgrounds: Backgrounds
+    yamnet: Yamnet | None
+    speech: str
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A model to be made.
+
+    Attributes:
+        left_out: The fold that it does not hear; None hears all.
+        seed: Of everything that is left to chance.
+    """
+
+    left_out: str | None
+    seed: int
+
+    @property
+    def title(self) -> str:
+        """Name of its folder, and of its model in cross-validation."""
+        if self.left_out is None:
+            return _ALL
+        return f"without-fold-{re.sub(r'[^a-z0-9._-]', '-', self.left_out.lower())}"
+
+
 def _bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), *Progress.get_default_columns()[1:2], MofNCompleteColumn(),
-        TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console,
-    )  # fmt: skip
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "{task.fields[note]}")
+    return Progress(*(TextColumn(c) if isinstance(c, str) else c for c in columns), console=console)
 
 
-def stored(weights: Arrays) -> dict[str, NDArray[np.float16]]:
-    """As they are stored: half precision costs no accuracy."""
-    return {name: array.astype(np.float16) for name, array in weights.items()}
+@contextmanager
+def _claimed(path: Path) -> Iterator[bool]:
+    """Whether this process alone may work on something; the claim ends with the process, however that ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
-def train(
-    material: Material,
-    chosen: NDArray[np.int64],
-    params: SoundParams,
-    learning: LearningParams,
-    start: Arrays,
-    *,
-    seed: int,
-    title: str,
-) -> Arrays:
-    """One run on the chosen clips."""
-    learner = Learner(params, learning, start, seed)
-    mixer = Mixer(material, chosen, params, seed, balanced=learning.balanced)
-    if mixer.n_windows() < learning.batch_size:
-        raise BadFolder(f"{len(chosen)} clips do not fill one batch of {learning.batch_size} windows")
-    with _bar() as bar:
-        task = bar.add_task(title, total=None, note="")
-        for progress in learner.learn(mixer):
-            bar.update(task, completed=progress.step, total=progress.n_steps, note=f"loss {progress.loss:.2f}")
-    return learner.weights()
+class Trainer:
+    """Makes models by one recipe. Several processes with the same arguments share the work.
+
+    Args:
+        config: The recipe.
+        material: What from.
+        runs: Folder of weights, figures and logs.
+        checkpoint_steps: How often a run writes down where it is.
+    """
+
+    def __init__(self, config: Config, material: Material, runs: Path, *, checkpoint_steps: int) -> None:
+        self._config, self._material, self._runs = config, material, runs
+        self._checkpoint_steps = checkpoint_steps
+        self._members = [config.member(i) for i in range(len(config.members))]
+        table = material.table
+        self.params = SoundParams(
+            sounds=tuple(label for label in table.labels if label not in EXTRA_LABELS),
+            is_exclusive=table.is_exclusive,
+            n_members=len(self._members),
+            window_s=config.window_s,
+            events=config.events,
+        )
+        self.recipe = fingerprint(config.learnt_from(), material.clips.key, [_plain(clip) for clip in table.clips])
+        self.registry = runs / "models"
+        """Of the models of cross-validation: each named after the fold that it has not heard, its version the seed."""
+
+    def chosen(self, left_out: str | None) -> NDArray[np.int64]:
+        """Places in the table of the clips that a model is trained on."""
+        allowed = _allowed(self._material.table, self._config)
+        return np.array(
+            [i for i, clip in enumerate(self._material.table.clips) if clip in allowed and clip.fold != left_out]
+        )
+
+    def _run(self, goal: Goal, member: int) -> Run:
+        folder = self._runs / goal.title / f"seed-{goal.seed}-member-{member}"
+        chosen = [_plain(self._material.table.clips[i]) for i in self.chosen(goal.left_out)]
+        parts = (self._members[member].learnt_from(), self._material.clips.key, self._material.speech, chosen)
+        return Run(folder, fingerprint(*parts, goal.seed, member))
+
+    def train(self, goal: Goal) -> bool:
+        """Train what is left of a model and claimed by no other process; whether all of it is there then."""
+        is_whole = True
+        for member in range(len(self._members)):
+            run = self._run(goal, member)
+            with _claimed(run.folder / "lock") as is_ours:
+                if not is_ours:
+                    console.print(f"{_of(goal, member)}: another process is at it", highlight=False)
+                elif not run.is_done:
+                    self._learn(goal, member, run)
+            is_whole &= run.is_done
+        return is_whole
+
+    def _learn(self, goal: Goal, member: int, run: Run) -> None:
+        config, material = self._members[member], self._material
+        seed = int(np.random.SeedSequence([goal.seed, member]).generate_state(1)[0])
+        mixer = Mixer(
+            material.table.clips,
+            self.chosen(goal.left_out),
+            material.clips,
+            material.backgrounds,
+            params=self.params,
+            config=config,
+            seed=seed,
+        )
+        n_steps = config.learning.n_epochs * mixer.n_epoch_steps
+        classifier = build_classifier(self.params, config, material.yamnet, n_steps=n_steps, seed=seed)
+        title = _of(goal, member)
+        note_steps = max(1, n_steps // 20)
+        with _bar() as bar, SummaryWriter(str(run.folder)) as log:
+            task = bar.add_task(title, total=n_steps, note="")
+            for progress in run.train(classifier, mixer, n_steps, checkpoint_steps=self._checkpoint_steps):
+                loss = progress.losses["loss"]
+                bar.update(task, completed=progress.step, note=f"loss {loss:.3f}")
+                if progress.step % _LOG_STEPS == 0:
+                    for name, value in progress.losses.items():
+                        log.add_scalar(f"loss/{name}", value, progress.step)
+                if progress.step % note_steps == 0 and not console.is_terminal:
+                    console.print(f"{title}: step {progress.step} of {n_steps}, loss {loss:.3f}", highlight=False)
+
+    def _weights(self, goal: Goal) -> dict[str, NDArray[np.float16]]:
+        """Of all members, as they are stored: half precision costs no accuracy."""
+        arrays: dict[str, NDArray[np.float16]] = {}
+        for member in range(len(self._members)):
+            own: Arrays = self._run(goal, member).weights()
+            arrays |= {member_name(member, name): array.astype(np.float16) for name, array in own.items()}
+        return arrays
+
+    def write_tested(self, goal: Goal) -> None:
+        """Write a model of cross-validation as a folder, with its figures on the fold that it has not heard."""
+        target = self.registry / goal.title / str(goal.seed)
+        with _claimed(self._runs / goal.title / f"seed-{goal.seed}.lock") as is_ours:
+            if not is_ours or target.exists():
+                return
+            tested = [clip for clip in self._material.table.clips if clip.fold == goal.left_out]
+            weights, n_members = self._weights(goal), len(self._members)
+            figures = self._recognition(goal, weights, self.params, tested)
+            if n_members > 1:
+                alone = self.params.model_copy(update={"n_members": 1})
+                for member in range(n_members):
+                    prefix = member_name(member, "")
+                    own = {
+                        member_name(0, k.removeprefix(prefix)): v for k, v in weights.items() if k.startswith(prefix)
+                    }
+                    found = self._recognition(goal, own, alone, tested, f", member {member} alone")
+                    figures |= {f"member_{member}_{name}": value for name, value in found.items()}
+            self._write(
+                self.registry,
+                goal,
+                self._card(goal, goal.title, str(goal.seed), figures),
+                self.params,
+                weights,
+            )
+            console.print(f"{_of(goal)}: top-1 {figures['top1']:.4f} of {len(tested)} clips", highlight=False)
+
+    def write(self, goal: Goal, registry: Path, figures: Mapping[str, float]) -> ModelFolder:
+        """Write the model, with figures of cross-validation and what it does in speech, music and silence."""
+        card = self._card(goal, self._config.name, self._config.version, {})
+        weights = self._weights(goal)
+        with tempfile.TemporaryDirectory() as scratch:
+            listener = SoundListener(self._write(Path(scratch), goal, card, self.params, weights))
+            backgrounds = self._material.backgrounds
+            found = behaviour(listener, backgrounds.speech_held_out, backgrounds.music_held_out)
+        card = card.model_copy(update={"metrics": {**figures, **found}})
+        return self._write(registry, goal, card, self.params, weights)
+
+    def _recognition(
+        self,
+        goal: Goal,
+        weights: Mapping[str, NDArray[np.float16]],
+        params: SoundParams,
+        tested: Sequence[Clip],
+        whose: str = "",
+    ) -> dict[str, float]:
+        card = self._card(goal, goal.title, str(goal.seed), {})
+        with tempfile.TemporaryDirectory() as scratch, _bar() as bar:
+            listener = SoundListener(self._write(Path(scratch), goal, card, params, weights))
+            task = bar.add_task(f"testing {_of(goal)}{whose}", total=len(tested), note="")
+            return recognition(listener, tested, on_clip=lambda: bar.advance(task))
+
+    def _card(self, goal: Goal, name: str, version: str, figures: Mapping[str, float]) -> ModelCard:
+        n_clips = len(self.chosen(goal.left_out))
+        start = "YAMNet (Apache-2.0), " if self._starts_from_yamnet else ""
+        return ModelCard(
+            name=name,
+            version=version,
+            kind="sound",
+            description=self._config.description
+            or f"{len(self.params.sounds)} sounds, speech, music and silence, over time",
+            licence=self._config.licence,
+            source=f"{start}trained on {n_clips} clips; see README.md",
+            labels=self.params.labels,
+            metrics=dict(figures),
+        )
+
+    @property
+    def _starts_from_yamnet(self) -> bool:
+        return any(config.learning.start == "yamnet" for config in self._members)
+
+    def _write(
+        self,
+        registry: Path,
+        goal: Goal,
+        card: ModelCard,
+        params: SoundParams,
+        weights: Mapping[str, NDArray[np.float16]],
+    ) -> ModelFolder:
+        names = sorted(self._material.table.clips[i].name for i in self.chosen(goal.left_out))
+        about = {
+            "figures": card.metrics,
+            "recipe": self.recipe,
+            "seed": goal.seed,
+            "left_out": goal.left_out,
+            "n_training_clips": len(names),
+            "keras_backend": keras.backend.backend(),
+            "config": self._config.model_dump(mode="json"),
+        }
+        return write_folder(
+            registry,
+            card,
+            params=params,
+            weights=weights,
+            readme=self._readme(goal, card, params),
+            extra={
+                "metrics.json": (json.dumps(about, indent=2) + "\n").encode(),
+                "training-clips.txt": ("\n".join(names) + "\n").encode(),
+            },
+        )
+
+    def _readme(self, goal: Goal, card: ModelCard, params: SoundParams) -> str:
+        table = self._material.table
+        clips = [table.clips[i] for i in self.chosen(goal.left_out)]
+        licences = Counter(clip.licence or "not stated" for clip in clips)
+        material = [(f"{n} clips of `{table.path.parent.name}`", licence) for licence, n in sorted(licences.items())]
+        if len(self._material.backgrounds.speech.level):
+            material.append((f"speech: {self._material.speech}", "see the notes"))
+        if len(self._material.backgrounds.music.level):
+            material.append(("music composed by the training code, played with the sound font Fluid R3", "MIT"))
+        if self._starts_from_yamnet:
+            material.append(("YAMNet's weights, by Google, trained on AudioSet", "Apache-2.0"))
+        figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(card.metrics.items()))
+        left_out = f"fold {goal.left_out}, which it has not heard" if goal.left_out is not None else None
+        return CARD_TEMPLATE.read_text(encoding="utf-8").format(
+            name=card.name,
+            version=card.version,
+            description=card.description,
+            sounds=f"{', '.join(params.sounds)}; speech, music and silence",
+            exclusive="The sounds exclude one another; speech, music and silence each stand alone."
+            if params.is_exclusive
+            else "Each label stands alone: any number of them may be heard at once.",
+            start="from YAMNet's weights" if self._starts_from_yamnet else "from weights drawn by chance",
+            n_members=params.n_members,
+            material="".join(f"| {what} | {licence} |\n" for what, licence in material),
+            table_sha256=sha256_of(table.path),
+            measured_on=f"On {left_out}."
+            if left_out
+            else "By cross-validation: on models of the same recipe that had not heard the fold they were tested on.",
+            figures=figures or "| not measured | |",
+            notes=self._config.notes.strip(),
+        )
+
+    def figures(self) -> dict[str, float]:
+        """What cross-validation has measured so far, on models of this recipe."""
+        found: dict[tuple[str, int], dict[str, float]] = {}
+        for path in sorted(self.registry.glob("without-fold-*/*/metrics.json")):
+            about = json.loads(path.read_text(encoding="utf-8"))
+            if about["recipe"] == self.recipe:
+                found[about["left_out"], about["seed"]] = about["figures"]
+        return summary(found)
 
 
-def _window_scores(
-    params: SoundParams, weights: dict[str, NDArray[np.float16]], windows: Iterable[NDArray[np.float32]]
-) -> NDArray[np.float32]:
-    features = np.stack([window_features(fit(window, params.n_window_samples), params) for window in windows])
-    members = [window_logits(params, member_weights(weights, i), features) for i in range(params.n_members)]
-    scores: NDArray[np.float32] = np.mean([scores_from_logits(logits, params) for logits in members], axis=0)
-    return scores
+def summary(found: Mapping[tuple[str, int], Mapping[str, float]]) -> dict[str, float]:
+    """Means over folds and seeds.
 
-
-def top1(
-    material: Material, tested: NDArray[np.int64], params: SoundParams, weights: dict[str, NDArray[np.float16]]
-) -> float:
-    """Share of the clips whose best-scored sound is the right one."""
-    scores = _window_scores(params, weights, (material.clips[i].astype(np.float32) for i in tested))
-    best = np.array(params.sounds)[scores[:, : len(params.sounds)].argmax(axis=1)]
-    return float((best == material.categories[tested]).mean())
-
-
-def behaviour(material: Material, params: SoundParams, weights: dict[str, NDArray[np.float16]]) -> dict[str, float]:
-    """What is heard in speech, music and silence that was not trained on.
+    Args:
+        found: Figures by fold and seed.
 
     Returns:
-        For each, the share of 5 s windows in which it scores at least 0.5, and for speech and music the share in
-        which any sound does, wrongly.
+        Each figure's mean over the folds, the mean of that over the seeds; "_std", its standard deviation over the
+        seeds, where there are several; and "top1_fold_N". Only seeds that have all folds count, once there is one.
     """
-    n = params.n_window_samples
-    figures = {}
-    n_sounds = len(params.sounds)
-    for label, source in ((SPEECH, material.speech_test), (MUSIC, material.music_test)):
-        if len(source) >= n:
-            scores = _window_scores(params, weights, source[: len(source) // n * n].reshape(-1, n))
-            figures[f"{label}_found"] = float((scores[:, params.labels.index(label)] >= 0.5).mean())
-            figures[f"{label}_with_false_sound"] = float((scores[:, :n_sounds] >= 0.5).any(axis=1).mean())
-    noise = np.random.default_rng(1).standard_normal((8, n)).astype(np.float32)
-    levels = 10.0 ** (np.array([-np.inf, -100, -96, -90, -86, -82, -78, -74], np.float32) / 20)
-    scores = _window_scores(params, weights, noise * levels[:, np.newaxis])
-    figures[f"{SILENCE}_found"] = float((scores[:, params.labels.index(SILENCE)] >= 0.5).mean())
+    folds, seeds = (sorted({key[i] for key in found}) for i in (0, 1))
+    whole = [seed for seed in seeds if all((fold, seed) in found for fold in folds)]
+    counted = {key: own for key, own in found.items() if key[1] in (whole or seeds)}
+    figures: dict[str, float] = {}
+    for name in sorted({name for own in counted.values() for name in own}):
+        by_seed = [
+            float(np.mean([own[name] for (_, of), own in counted.items() if of == seed and name in own]))
+            for seed in sorted({key[1] for key in counted})
+        ]
+        figures[name] = round(float(np.mean(by_seed)), 4)
+        if len(by_seed) > 1:
+            figures[f"{name}_std"] = round(float(np.std(by_seed, ddof=1)), 4)
+    for fold in folds:
+        own = [figures["top1"] for (of, _), figures in counted.items() if of == fold]
+        if own:
+            figures[f"top1_fold_{fold}"] = round(float(np.mean(own)), 4)
     return figures
 
 
-def write(
-    registry: Path,
-    *,
-    material: Material,
-    chosen: NDArray[np.int64],
-    params: SoundParams,
-    weights: dict[str, NDArray[np.float16]],
-    figures: dict[str, float],
-    licences: str,
-) -> ModelFolder:
-    """The model folder: weights, parameters and what people have to know of them."""
-    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(figures.items()))
-    attributions = "\n".join(sorted(str(name) for name in material.names[chosen])).encode()
-    readme = CARD_TEMPLATE.read_text(encoding="utf-8").format(
-        name=NAME,
-        version=VERSION,
-        n_clips=len(chosen),
-        n_sounds=len(params.sounds),
-        licences=licences,
-        folds=", ".join(str(fold) for fold in np.unique(material.folds[chosen])),
-        figures=rows or "| not measured | |",
-    )
-    card = ModelCard(
-        name=NAME,
-        version=VERSION,
-        kind="sound",
-        description=f"{len(params.sounds)} everyday sounds, speech, music and silence, over time",
-        licence="Apache-2.0",
-        source=f"YAMNet (Apache-2.0), every layer trained on {len(chosen)} clips of ESC-50 ({licences}); see README.md",
-        labels=params.labels,
-        metrics=figures,
-    )
-    return write_folder(
-        registry,
-        card,
-        params=params,
-        weights=weights,
-        readme=readme,
-        extra={"training-clips.txt": attributions + b"\n"},
-    )
+def _plain(clip: Clip) -> tuple[Any, ...]:
+    return clip.name, clip.fold, [(heard.label, heard.start_s, heard.end_s) for heard in clip.heard]
 
 
-def _folds(text: str) -> list[int]:
+def _of(goal: Goal, member: int | None = None) -> str:
+    return f"{goal.title}, seed {goal.seed}" + ("" if member is None else f", member {member}")
+
+
+def _allowed(table: Table, config: Config) -> list[Clip]:
+    return [clip for clip in table.clips if not config.data.licences or clip.licence in config.data.licences]
+
+
+def _check(table: Table, config: Config, *, is_cross_validation: bool) -> None:
+    """What can be wrong between a table and a recipe."""
+    allowed = _allowed(table, config)
+    if not allowed:
+        raise BadFolder(f"no clip of {table.path} has a licence of {', '.join(config.data.licences)}")
+    if all(label in EXTRA_LABELS for label in table.labels):
+        raise BadFolder(f"{table.path} has no label but {', '.join(EXTRA_LABELS)}")
+    missing = set(table.labels) - {label for clip in allowed for label in clip.labels}
+    if missing:
+        raise BadFolder(f"{table.path}: no clip may be trained on for {', '.join(sorted(missing))}; see data.licences")
+    if is_cross_validation:
+        check_cross_validation(table, allowed)
+
+
+def _load(config: Config, table: Table, speech: Path | None, yamnet: Path | None, cache: Path) -> Material:
+    needs_yamnet = any(
+        own.learning.start == "yamnet" or own.loss.yamnet for own in map(config.member, range(len(config.members)))
+    )
+    if needs_yamnet and yamnet is None:
+        raise BadConfig(
+            "the recipe starts from YAMNet, or is taught by it: give its file with --yamnet, or set learning.start to "
+            "random and loss.yamnet to 0"
+        )
+    file = Yamnet(yamnet) if needs_yamnet and yamnet is not None else None
+    if file is None:
+        console.print(
+            "WEIGHTS START BY CHANCE: fit for trying things out; a good model starts from YAMNet", style="yellow"
+        )
+    params = SoundParams(sounds=("any",)).features
+    backgrounds = load_backgrounds(speech, cache, params=params, made_s=config.data.made_s)
+    for name, found in (("speech", backgrounds.speech), ("music", backgrounds.music)):
+        if not len(found.level):
+            console.print(
+                f"no {name} to put under the clips, and nothing is learnt of {name}; see README.md", style="yellow"
+            )
+    with _bar() as bar:
+        task = bar.add_task("decoding", total=len(table.clips), note="")
+        clips = load_clips(
+            table.clips,
+            cache,
+            params=params,
+            variants=config.augmentation.variants,
+            on_clip=lambda done, of: bar.update(task, completed=done, total=of),
+        )
+    recorded = (
+        f"recordings of `{speech.name}`, and voices of espeak-ng" if speech is not None else "voices of espeak-ng"
+    )
+    return Material(table=table, clips=clips, backgrounds=backgrounds, yamnet=file, speech=recorded)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
     try:
-        return sorted({int(part) for part in text.split(",")})
+        return tuple(int(part) for part in text.split(","))
     except ValueError as e:
-        raise typer.BadParameter(f"{text!r} is no list of folds such as 1,2,3,4") from e
+        raise typer.BadParameter(f"{text!r} is no list of numbers such as 0,1,2") from e
 
 
-class Runs:
-    """The folder that runs leave their weights and figures in; several may share it, side by side."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def _file(self, title: str, member: int) -> Path:
-        return self.path / f"{title}-member-{member}.safetensors"
-
-    def keep(self, title: str, member: int, weights: Arrays) -> None:
-        """Write down what one member learnt."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        save_file(weights, self._file(title, member))
-
-    def has(self, title: str, member: int) -> bool:
-        """Whether a member has been trained."""
-        return self._file(title, member).exists()
-
-    def members(self, title: str) -> Arrays | None:
-        """The weights of all members by their names in the model folder; None while one is missing."""
-        arrays: Arrays = {}
-        for member in range(len(MEMBERS)):
-            if not self.has(title, member):
-                return None
-            own = load_file(self._file(title, member))
-            arrays |= {member_name(member, name): array for name, array in own.items()}
-        return arrays
-
-    def note(self, fold: int, figure: float) -> None:
-        """Write down how well a fold was recognised that was left out."""
-        text = json.dumps({f"top1_fold_{fold}": figure})
-        (self.path / f"fold-{fold}.json").write_text(text + "\n", encoding="utf-8")
-
-    def figures(self) -> dict[str, float]:
-        """Top-1 by fold, and their mean."""
-        figures: dict[str, float] = {}
-        for file in sorted(self.path.glob("fold-*.json")):
-            figures |= json.loads(file.read_text(encoding="utf-8"))
-        return {**figures, "top1_mean": round(float(np.mean(list(figures.values()))), 4)} if figures else {}
-
-
-def start_of(yamnet: Path, params: SoundParams, learning: LearningParams, seed: int) -> Arrays:
-    """Weights to start from: YAMNet's body, and where asked for a head that begins with YAMNet's opinion."""
-    file = Yamnet(yamnet)
-    if not learning.head_from_yamnet:
-        return file.weights()
-    kernel, bias = start_head(params.sounds, file.names(), file.classifier(), np.random.default_rng(seed))
-    return {**file.weights(), "head/kernel": kernel, "head/bias": bias}
-
-
-def train_members(
-    *,
-    material: Material,
-    chosen: NDArray[np.int64],
-    params: SoundParams,
-    changes: dict[str, int],
-    yamnet: Path,
-    runs: Runs,
-    wanted: list[int],
-    seed: int,
-    title: str,
-) -> Arrays | None:
-    """Train those of the wanted members that are not there yet; the weights of all, None while one is missing."""
-    for member in wanted:
-        if runs.has(title, member):
-            console.print(f"{title}: member {member} was trained already", highlight=False)
-            continue
-        learning = MEMBERS[member].model_copy(update=changes)
-        start = start_of(yamnet, params, learning, seed + member)
-        own = f"{title}, member {member}"
-        runs.keep(title, member, train(material, chosen, params, learning, start, seed=seed + member, title=own))
-    return runs.members(title)
+def _tested_folds(table: Table, text: str | None) -> tuple[str, ...]:
+    if text is None:
+        return table.folds
+    wanted = tuple(part.strip() for part in text.split(","))
+    unknown = set(wanted) - set(table.folds)
+    if unknown:
+        raise BadFolder(f"{table.path} has no fold {', '.join(sorted(unknown))}; it has {', '.join(table.folds)}")
+    return wanted
 
 
 @app.command(
     epilog="""
 **Examples**
 
-`python -m training.sound_classification.train --data esc50 --speech ljspeech --yamnet yamnet.tflite --cross-validate`
+`python -m training.sound_classification.train --data my-clips --config my-config.yaml --yamnet yamnet.tflite`
 
-`python -m training.sound_classification.train --data esc50 --speech ljspeech --yamnet yamnet.tflite
---output soundstage/models/shipped`
+`python -m training.sound_classification.train --data esc50 --speech ljspeech --yamnet yamnet.tflite --cross-validate
+--seeds 0,1,2`
 """
 )
 def main(
     *,
-    data: Annotated[Path, typer.Option(help="Labelled clips, laid out as ESC-50: meta.csv beside audio/.")],
-    speech: Annotated[Path, typer.Option(help="Recorded speech: meta.csv with filename and transcript, and audio/.")],
-    yamnet: Annotated[Path, typer.Option(help="YAMNet's TFLite file: where the weights start, and a teacher.")],
+    data: Annotated[Path, typer.Option(help="Labelled clips: meta.csv beside them, or beside their folder audio/.")],
+    config: Annotated[Path, typer.Option(help="The recipe, YAML.")] = DEFAULT_CONFIG,
+    speech: Annotated[Path | None, typer.Option(help="Recorded speech: meta.csv with filename and transcript.")] = None,
+    yamnet: Annotated[Path | None, typer.Option(help="YAMNet's TFLite file: where the weights start.")] = None,
     output: Annotated[Path, typer.Option(help="Registry to write the model to.")] = Path("runs/models"),
-    folds: Annotated[str, typer.Option(help="Folds that are used.")] = "1,2,3,4",
-    cross_validation: Annotated[
-        bool, typer.Option("--cross-validate", help="Leave out each fold in turn and test on it; writes no model.")
+    cross_validate: Annotated[
+        bool, typer.Option("--cross-validate", help="Leave out each fold in turn and test on it.")
     ] = False,
-    test_folds: Annotated[
-        str | None, typer.Option(help="Cross-validate with these folds only, to run several side by side.")
-    ] = None,
-    members: Annotated[
-        str, typer.Option(help="Train these members only, to run them side by side; what is there is kept.")
-    ] = ",".join(str(member) for member in range(len(MEMBERS))),
-    licences: Annotated[
-        str, typer.Option(help="Train on clips whose column licence has this value; 'any' takes all.")
-    ] = FREE_LICENCE,
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Times each clip is heard alone; 12 and 16 for the two members.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Windows to a step.")] = LearningParams().batch_size,
-    seed: Annotated[int, typer.Option(help="Of everything that is left to chance.")] = 0,
-    runs: Annotated[Path, typer.Option(help="Runs leave weights and figures here, and go on from them.")] = Path(
+    test_folds: Annotated[str | None, typer.Option(help="Cross-validate with these folds only, such as 1,2.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Instead of the recipe's, such as 0,1,2.")] = None,
+    runs: Annotated[Path, typer.Option(help="Runs leave weights, figures and logs here, and go on from them.")] = Path(
         "runs/sound"
     ),
-    cache: Annotated[Path, typer.Option(help="Where decoded and synthesised audio is kept.")] = Path("runs/sound"),
-    material_seconds: Annotated[float, typer.Option(help="How much speech, and music, is synthesised.")] = 1800.0,
-    threads: Annotated[int, typer.Option(min=1, help="Several runs with one thread each beat one with many.")] = 1,
+    cache: Annotated[Path, typer.Option(help="Where decoded and made audio is kept.")] = Path("runs/cache"),
+    checkpoint_steps: Annotated[int, typer.Option(min=1, help="After how many steps a run saves where it is.")] = 50,
+    threads: Annotated[int, typer.Option(min=1, help="Several processes with one each beat one with many.")] = 1,
 ) -> None:
-    """Train the sound classifier on folders of labelled clips.
+    """Train the sound classifier on a folder of labelled clips.
 
+    Broken off in any way, the same command goes on. Started several times, the processes share the runs.
     The last line printed is JSON: the figures that were measured, those of cross-validation among them.
     """
-    limit_threads(threads)
-    used, kept = _folds(folds), Runs(runs)
-    changes = {"batch_size": batch_size, **({"n_epochs": epochs} if epochs is not None else {})}
-    wanted = _folds(members)
-    if not set(wanted) <= set(range(len(MEMBERS))):
-        raise typer.BadParameter(f"{members!r}: there are members 0 to {len(MEMBERS) - 1}")
+    os.environ.setdefault("NPROC", str(threads))  # JAX on the processor
     try:
-        material = _load(data, speech, yamnet, cache, material_seconds)
-        sounds = tuple(np.unique(material.categories[np.isin(material.folds, used)]).tolist())
-        params = SoundParams(sounds=sounds, n_members=len(MEMBERS))
-        allowed = np.isin(material.folds, used) & ((material.licences == licences) | (licences == "any"))
-        if not allowed.any():
-            raise BadFolder(f"no clip of folds {folds} has the licence {licences!r}")  # noqa: TRY301
-
-        def members_of(chosen: NDArray[np.int64], title: str) -> Arrays | None:
-            return train_members(
-                material=material,
-                chosen=chosen,
-                params=params,
-                changes=changes,
-                yamnet=yamnet,
-                runs=kept,
-                wanted=wanted,
-                seed=seed,
-                title=title,
-            )
-
-        if cross_validation:
-            for fold in _folds(test_folds) if test_folds else used:
-                chosen, tested = (
-                    np.flatnonzero(allowed & (material.folds != fold)),
-                    np.flatnonzero(material.folds == fold),
-                )
-                if not len(chosen) or not len(tested):
-                    raise BadFolder(f"nothing to train on or to test with when fold {fold} is left out")  # noqa: TRY301
-                raw = members_of(chosen, f"without-fold-{fold}")
-                if raw is not None:
-                    figure = top1(material, tested, params, stored(raw))
-                    console.print(f"fold {fold}: top-1 {figure:.4f} of {len(tested)} clips")
-                    kept.note(fold, figure)
-            figures = kept.figures()
-        else:
-            chosen = np.flatnonzero(allowed)
-            raw = members_of(chosen, "all-folds")
-            figures = kept.figures()
-            if raw is not None:
-                figures |= behaviour(material, params, stored(raw))
-                folder = write(
-                    output,
-                    material=material,
-                    chosen=chosen,
-                    params=params,
-                    weights=stored(raw),
-                    figures=figures,
-                    licences=licences,
-                )
+        limit_threads(threads)
+        recipe = read_config(config)
+        if seeds is not None:
+            recipe = recipe.model_copy(update={"seeds": _numbers(seeds)})
+        table = read_table(data, recipe.data)
+        _check(table, recipe, is_cross_validation=cross_validate)
+        goals = [Goal(None, recipe.seeds[0])]
+        if cross_validate:
+            goals = [Goal(fold, seed) for seed in recipe.seeds for fold in _tested_folds(table, test_folds)]
+        material = _load(recipe, table, speech, yamnet, cache)
+        trainer = Trainer(recipe, material, runs, checkpoint_steps=checkpoint_steps)
+        for goal in goals:
+            is_whole = trainer.train(goal)
+            if is_whole and cross_validate:
+                trainer.write_tested(goal)
+            elif is_whole:
+                folder = trainer.write(goal, output, trainer.figures())
                 console.print(f"written to {folder.path}", highlight=False, soft_wrap=True)
-    except (BadFolder, NotYamnet) as e:
-        console.print(str(e), style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from e
+        figures = trainer.figures()
+        if cross_validate:
+            write_whole(runs / "figures.json", json.dumps(figures, indent=2) + "\n")
+        elif is_whole:
+            figures = dict(open_folder(output / recipe.name / recipe.version).card.metrics)
+    except (BadFolder, BadConfig, NotYamnet, WrongRun, Diverged, ModelError) as e:
+        raise _refused(str(e)) from e
+    except (OSError, SafetensorError) as e:
+        where = "" if isinstance(e, OSError) and e.filename else f" (writing to {runs}, {cache} or {output})"
+        raise _refused(f"{e}{where}. What was there before is untouched; the same command goes on") from e
     print(json.dumps(figures))
 
 
-def _load(data: Path, speech: Path, yamnet: Path, cache: Path, seconds: float) -> Material:
-    with _bar() as bar:
-        task = bar.add_task("material", total=None, note="")
-        material = load(
-            data,
-            speech,
-            yamnet,
-            cache,
-            n_window_samples=SoundParams(sounds=("any",)).n_window_samples,
-            seconds=seconds,
-            on_clip=lambda done, of: bar.update(task, completed=done, total=of),
-        )
-    if not len(material.music):
-        console.print("fluidsynth or its sound font is missing: nothing is learnt of music but from YAMNet")
-    return material
+def _refused(message: str) -> typer.Exit:
+    console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+    return typer.Exit(2)
 
 
 if __name__ == "__main__":

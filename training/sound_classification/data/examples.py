@@ -1,247 +1,348 @@
-"""Labelled windows, mixed anew in each epoch: clips alone, under speech, under music, and everything without them."""
+"""Labelled windows, mixed anew in each step from spectrograms.
+
+Magnitudes are added as if the parts had random phases against each other; that costs a tenth of mixing samples and
+transforming the mix. Everything that is drawn for a step follows from the seed and the number of the step, so that a
+run that goes on after a break sees what it would have seen.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from soundstage.audio.features import mel_spectrogram
-from soundstage.sound.model import EXTRA_LABELS, STEP_FRAMES, SoundParams, levels, window_features
-from soundstage.types import SAMPLE_RATE
-from training.sound_classification.data.material import TEACHER_HOP, Material
-from training.sound_classification.model.yamnet import N_INPUT
+from soundstage.audio.features import n_frames
+from soundstage.sound.model import MUSIC, SILENCE, SPEECH, STEP_FRAMES, SoundParams, levelled
+from training.sound_classification.config import Config
+from training.sound_classification.data.material import Backgrounds, Clips, Spectrogram
+from training.sound_classification.data.table import Clip
 
-Samples = NDArray[np.float32]
+Floats = NDArray[np.float32]
 
-MIXED_SHARE, SPEECH_SHARE, MUSIC_SHARE, BOTH_SHARE, SILENCE_SHARE = 0.3, 0.12, 0.12, 0.04, 0.06
-"""Windows of each kind for every clip that is heard alone."""
-STRETCH_SHARE = 0.4
-"""Of all windows are pooled over a part of their time, so that 2 s are enough to hear a sound."""
-MIN_STRETCH_STEPS = 6
-SILENT_LEVEL = 0.015
-"""Mean mel magnitude below which a stretch counts as silence: about -70 dBFS of white noise."""
-PRESENT, ABSENT = 0.18, 0.01
-"""A sound is in a stretch that reaches -15 dB of its loudest quarter second, not in one below -40 dB; between them
-nothing is learnt about it."""
+_DB_TO_LOG = np.log(10) / 20
+_EDGE_FRAMES = 20
+"""The loudest part of a clip is at least so far from the edges of a short window."""
+_QUIET_DB = (-110.0, -53.0)
+"""Level of silence, of which some is digital."""
+_FAINTEST = 1e-6
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What one training step sees.
 
     Attributes:
         log_mel: float32 (batch, n_frames, n_mels).
-        steps: float32 (batch, n_steps), 1 for those that are pooled.
-        sound: int32 (batch,), class; the last one is none of them.
-        sound_weight: float32 (batch,).
-        extra: float32 (batch, 3), speech, music, silence.
-        extra_weight: float32 (batch, 3).
+        sounds: float32 (batch, n_sounds), and one more for none of them where they exclude one another.
+        extras: float32 (batch, 3), speech, music, silence.
+        frames: float32 (batch, n_steps, n_labels).
+        frame_weights: The same, 0 where it is not known.
     """
 
-    log_mel: NDArray[np.float32]
-    steps: NDArray[np.float32]
-    sound: NDArray[np.int32]
-    sound_weight: NDArray[np.float32]
-    extra: NDArray[np.float32]
-    extra_weight: NDArray[np.float32]
+    log_mel: Floats
+    sounds: Floats
+    extras: Floats
+    frames: Floats
+    frame_weights: Floats
+
+    @property
+    def targets(self) -> dict[str, Floats]:
+        """All but log_mel, by name."""
+        return {
+            "sounds": self.sounds,
+            "extras": self.extras,
+            "frames": self.frames,
+            "frame_weights": self.frame_weights,
+        }
 
 
-_ALONE, _MIXED, _SPEECH, _MUSIC, _BOTH, _SILENCE = range(6)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Sources:
-    """What one window is mixed from, each float32 (n_window_samples,) or absent.
+@dataclass(slots=True)
+class _Part:
+    """One source of a window.
 
     Attributes:
-        index: Of the clip.
-        shift: By how many samples the clip is rotated.
+        mel: float32 (n_frames, n_mels).
+        level: float32 (n_frames,).
+        times: For each label that is known with its times, which frames hold it.
+        untimed: Labels of which only the presence is known.
+        share: In a mix of clips.
+        is_clip: Not what lies under one.
     """
 
-    clip: Samples | None
-    speech: Samples | None
-    music: Samples | None
-    noise: Samples
-    index: int
-    shift: int
-
-    def mixed(self) -> Samples:
-        return np.asarray(sum((s for s in (self.clip, self.speech, self.music) if s is not None), self.noise))
-
-
-def _loudest(samples: Samples) -> float:
-    """RMS of the loudest quarter of a second."""
-    blocks = samples[: len(samples) // 4000 * 4000].reshape(-1, 4000)
-    return float(np.sqrt(np.square(blocks).mean(axis=1).max()))
+    mel: Floats
+    level: Floats
+    times: dict[int, NDArray[np.bool_]]
+    untimed: tuple[int, ...]
+    share: float = 1.0
+    is_clip: bool = False
 
 
 class Mixer:
-    """Mixes windows from material; all chance comes from one generator.
+    """Mixes windows; a step's batch is the same whenever it is asked for.
 
     Args:
-        material: Where from.
-        chosen: Indexes of the clips that may be used.
+        table: All clips, in the order of the spectrograms.
+        chosen: Places in the table of the clips that may be used.
+        clips: The spectrograms.
+        backgrounds: What may be under them.
         params: Of the model.
-        seed: Of the generator.
-        balanced: Each class is heard equally often.
+        config: The recipe.
+        seed: Of all chance.
     """
 
     def __init__(
-        self, material: Material, chosen: NDArray[np.int64], params: SoundParams, seed: int, *, balanced: bool = False
+        self,
+        table: tuple[Clip, ...],
+        chosen: NDArray[np.int64],
+        clips: Clips,
+        backgrounds: Backgrounds,
+        *,
+        params: SoundParams,
+        config: Config,
+        seed: int,
     ) -> None:
-        self._material, self._chosen, self._params = material, chosen, params
-        self._rng = np.random.default_rng(seed)
-        self._n = params.n_window_samples
-        self._classes = {label: i for i, label in enumerate(params.sounds)}
-        labels = material.categories[chosen]
-        self._classes_of_clips = [chosen[labels == label] for label in np.unique(labels)] if balanced else [chosen]
-        self._n_each = round(len(chosen) / len(self._classes_of_clips))
-        counts = [self._n_each * len(self._classes_of_clips)]
-        counts += [round(len(chosen) * share) for share in (MIXED_SHARE, SPEECH_SHARE, MUSIC_SHARE, BOTH_SHARE)]
-        counts += [round(len(chosen) * SILENCE_SHARE)]
-        if not len(material.music):
-            counts[_MUSIC] = counts[_BOTH] = 0
-        self._kinds = np.repeat((_ALONE, _MIXED, _SPEECH, _MUSIC, _BOTH, _SILENCE), counts)
+        self._table, self._chosen, self._clips, self._seed = table, chosen, clips, seed
+        self._params, self._config, self._augmentation = params, config, config.augmentation
+        self._places = {label: i for i, label in enumerate(params.labels)}
+        self._n_sounds = len(params.sounds)
+        self._n_frames = params.n_window_frames
+        n_short = n_frames(round(config.augmentation.short_s * params.features.sample_rate), params.features)
+        self._n_short_frames = min(n_short, self._n_frames)
+        sources = ((SPEECH, backgrounds.speech), (MUSIC, backgrounds.music))
+        self._backgrounds = {label: source for label, source in sources if len(source.level) > self._n_frames}
+        self._n_windows = max(1, round(len(chosen) * (1 + self._augmentation.without_sounds)))
+        self._order_of: tuple[int, NDArray[np.int64]] = (-1, chosen)
 
-    def _balanced(self) -> NDArray[np.int64]:
-        """As many clips of each class: where licences leave few, they come again; where many, some wait an epoch."""
-        parts = [np.resize(self._rng.permutation(clips), self._n_each) for clips in self._classes_of_clips]
-        return np.concatenate(parts)
+    @property
+    def n_epoch_steps(self) -> int:
+        """Steps in which each clip is heard once; a rest that does not fill a batch is left out."""
+        return max(1, self._n_windows // self._config.learning.batch_size)
 
-    def n_windows(self) -> int:
-        """Windows of an epoch."""
-        return len(self._kinds)
+    def batch(self, step: int) -> Batch:
+        """What a step of the run sees."""
+        epoch, position = divmod(step, self.n_epoch_steps)
+        if self._order_of[0] != epoch:
+            shuffle = np.random.default_rng([self._seed, epoch])
+            places = np.full(self._n_windows, -1)
+            places[: len(self._chosen)] = self._chosen[: self._n_windows]
+            self._order_of = (epoch, shuffle.permutation(places))
+        size = self._config.learning.batch_size
+        rng = np.random.default_rng([self._seed, epoch, position])
+        is_short = rng.random() < self._augmentation.short_windows
+        # a set smaller than a batch is heard several times
+        places = np.resize(self._order_of[1][position * size : (position + 1) * size], size)
+        windows = [self._window(rng, int(place), is_short=is_short) for place in places]
+        return Batch(*(np.stack(parts) for parts in zip(*windows, strict=True)))
 
-    def batches(self, batch_size: int) -> Iterator[Batch]:
-        """One epoch of full batches: each clip alone once, the rest drawn by chance."""
-        order = self._rng.permutation(len(self._kinds))
-        alone = iter(self._rng.permutation(self._balanced()))
-        for start in range(0, len(order) - batch_size + 1, batch_size):
-            windows = [self._window(int(self._kinds[i]), alone) for i in order[start : start + batch_size]]
-            log_mel, steps, sound, sound_weight, extra, extra_weight = zip(*windows, strict=True)
-            yield Batch(
-                log_mel=np.stack(log_mel),
-                steps=np.stack(steps),
-                sound=np.array(sound, np.int32),
-                sound_weight=np.array(sound_weight, np.float32),
-                extra=np.array(extra, np.float32),
-                extra_weight=np.array(extra_weight, np.float32),
-            )
+    def _window(self, rng: np.random.Generator, place: int, *, is_short: bool) -> tuple[Floats, ...]:
+        """One window: the fields of a batch without its first axis; place -1 is one without sounds."""
+        augmentation, target = self._augmentation, np.float32(self._params.level_target)
+        if place >= 0:
+            parts = self._clip_parts(rng, place)
+            mel = parts[0].mel * np.float32(parts[0].share)
+            for part in parts[1:]:
+                mel += part.mel * np.float32(part.share)
+            if self._backgrounds and rng.random() < augmentation.background:
+                under = self._background(rng, self._one_background(rng))
+                mel += under.mel * _gain(rng.uniform(*augmentation.background_db))
+                parts.append(under)
+            mel *= target * _gain(rng.uniform(*augmentation.gain_db))
+            if rng.random() < augmentation.noise:
+                mel += self._noise(rng, rng.uniform(*augmentation.noise_db))
+        else:
+            parts, mel = self._without_sounds(rng)
+        span = slice(0, len(mel))
+        if is_short:
+            first = self._short_start(rng, parts)
+            span = slice(first, first + self._n_short_frames)
+        log_mel = self._disturbed(rng, levelled(mel[span], self._params))
+        return (log_mel, *self._targets(parts, span))
 
-    def _cut(self, source: Samples) -> Samples:
-        """A window of the source, resampled by up to 12 %, sometimes filling only a part."""
-        rng = self._rng
-        speed = rng.uniform(0.88, 1.12)
-        n_source = int(self._n * speed) + 2
-        start = int(rng.integers(0, max(1, len(source) - n_source)))
-        piece = source[start : start + n_source]
-        where = np.minimum(np.arange(self._n) * speed, len(piece) - 1)
-        samples = np.interp(where, np.arange(len(piece)), piece).astype(np.float32)
-        if rng.random() < 0.3:
-            first, last = np.sort(rng.integers(0, self._n, 2))
-            if last - first > 2 * SAMPLE_RATE:
-                samples[:first] = 0
-                samples[last:] = 0
-        return np.asarray(samples * 10 ** rng.uniform(-1.0, 0.3), np.float32)
+    def _clip_parts(self, rng: np.random.Generator, place: int) -> list[_Part]:
+        """A clip, or two that share a window; each as loud as the other where it is loudest."""
+        first = self._clip_part(rng, place)
+        if rng.random() >= self._augmentation.mixup:
+            return [first]
+        second = self._clip_part(rng, int(rng.choice(self._chosen)))
+        first.share = float(rng.beta(self._augmentation.mixup_alpha, self._augmentation.mixup_alpha))
+        second.share = 1 - first.share
+        return [first, second]
 
-    def _quiet(self) -> Samples:
-        """Digital silence, or noise and hum below -72 dBFS."""
-        rng = self._rng
-        if rng.random() < 0.3:
-            return np.zeros(self._n, np.float32)
-        noise = rng.standard_normal(self._n)
-        if rng.random() < 0.4:
-            noise = np.convolve(noise, np.ones(int(rng.integers(2, 40))), "same")
-        if rng.random() < 0.2:
-            noise += np.sin(2 * np.pi * rng.choice((50, 60, 100, 120)) * np.arange(self._n) / SAMPLE_RATE)
-        return np.asarray(noise / noise.std() * 10 ** (rng.uniform(-105, -72) / 20), np.float32)
+    def _clip_part(self, rng: np.random.Generator, place: int) -> _Part:
+        """A clip, cut or padded to the window, brought to a loudest level of 1."""
+        variants = self._augmentation.variants
+        use_variant = self._clips.n_variants and rng.random() < variants.share
+        variant = int(rng.integers(1, self._clips.n_variants + 1)) if use_variant else 0
+        heard, clip = self._clips[place, variant], self._table[place]
+        n_clip, n = len(heard.level), self._n_frames
+        times: dict[int, NDArray[np.bool_]] = {}
+        frames_per_s = self._params.features.sample_rate / self._params.features.hop_length
+        untimed = []
+        for item in clip.heard:
+            label = self._places[item.label]
+            if item.start_s is None or item.end_s is None:
+                untimed.append(label)
+                continue
+            active = times.setdefault(label, np.zeros(n_clip, np.bool_))
+            active[round(item.start_s * frames_per_s) : max(1, round(item.end_s * frames_per_s))] = True
+        first = self._cut_start(rng, heard, times) if n_clip > n else 0
+        # a window of a longer clip with times lies anywhere already
+        may_shift = (n_clip <= n or not times) and rng.random() < self._augmentation.time_shift
+        shift = int(rng.integers(n)) if may_shift else 0
 
-    def _step_levels(self, samples: Samples) -> Samples:
-        mel = mel_spectrogram(samples, self._params.features)
-        level = levels(mel, self._params.features)
-        n_steps = self._params.n_window_steps
-        steps = np.pad(level, (0, n_steps * STEP_FRAMES - len(level))).reshape(n_steps, -1)
-        return np.asarray(steps.max(axis=1))
+        def fitted(values: NDArray[Any]) -> NDArray[Any]:
+            values = values[first : first + n]
+            values = np.pad(values, [(0, n - len(values))] + [(0, 0)] * (values.ndim - 1))
+            return np.roll(values, shift, axis=0) if shift else values
 
-    def _present(self, source: Samples | None, stretch: slice) -> tuple[float, float]:
-        """Whether a source sounds in a stretch, and the weight of that."""
-        if source is None:
-            return 0.0, 1.0
-        level = self._step_levels(source)
-        here = level[stretch].max()
-        if here >= max(PRESENT * level.max(), SILENT_LEVEL):
-            return 1.0, 1.0
-        return 0.0, float(here <= max(ABSENT * level.max(), SILENT_LEVEL))
+        level = fitted(heard.level)
+        scale = np.float32(1 / max(float(level.max()), _FAINTEST))
+        return _Part(
+            mel=fitted(heard.mel).astype(np.float32) * scale,
+            level=level * scale,
+            times={label: fitted(active) for label, active in times.items()},
+            untimed=tuple(dict.fromkeys(untimed)),
+            is_clip=True,
+        )
 
-    def _sources(self, kind: int, alone: Iterator[np.int64]) -> _Sources:
-        """What sounds in a window of a kind, each at its level in the mix."""
-        rng, material = self._rng, self._material
-        clip = speech = music = None
-        index, shift = -1, 0
-        if kind in {_ALONE, _MIXED}:
-            index = (
-                int(next(alone))
-                if kind == _ALONE
-                else int(rng.choice(self._classes_of_clips[int(rng.integers(len(self._classes_of_clips)))]))
-            )
-            shift = int(rng.integers(self._n))
-            clip = np.roll(material.clips[index].astype(np.float32), shift)
-        has_music = len(material.music) > 0
-        if kind in {_SPEECH, _BOTH} or (kind == _MIXED and (not has_music or rng.random() < 0.6)):
-            speech = self._cut(material.speech)
-        if kind in {_MUSIC, _BOTH} or (kind == _MIXED and speech is None):
-            music = self._cut(material.music)
-        if speech is not None and music is not None:
-            music *= _loudest(speech) / max(_loudest(music), 1e-5) * 10 ** (rng.uniform(-20, 5) / 20)
-        under = speech if speech is not None else music
-        if clip is not None and under is not None:
-            under *= _loudest(clip) / max(_loudest(under), 1e-5) * 10 ** (rng.uniform(-15, 5) / 20)
-        noise = np.zeros(self._n, np.float32) if kind == _ALONE else self._quiet()
-        if kind in {_SPEECH, _MUSIC, _BOTH} and rng.random() < 0.5:
-            noise *= np.float32(10 ** rng.uniform(0, 1.2))  # a room's
-        return _Sources(clip=clip, speech=speech, music=music, noise=noise, index=index, shift=shift)
+    def _cut_start(self, rng: np.random.Generator, heard: Spectrogram, times: dict[int, NDArray[np.bool_]]) -> int:
+        """Where a window starts in a longer clip: around something loud, or anywhere if the times are known."""
+        n_starts = len(heard.level) - self._n_frames
+        if times and rng.random() < 0.5:
+            return int(rng.integers(n_starts + 1))
+        active = np.any(list(times.values()), axis=0) if times else None
+        if active is None or not active.any():
+            active = heard.level >= self._config.targets.present * heard.level.max()
+        middle = int(rng.choice(np.flatnonzero(active)))
+        return int(np.clip(middle - rng.integers(self._n_frames), 0, n_starts))
 
-    def _stretch(self) -> slice:
-        """The steps that are pooled: mostly all."""
-        rng, n_steps = self._rng, self._params.n_window_steps
-        if rng.random() >= STRETCH_SHARE:
-            return slice(0, n_steps)
-        length = int(rng.integers(MIN_STRETCH_STEPS, n_steps))
-        first = int(rng.integers(0, n_steps - length + 1))
-        return slice(first, first + length)
+    def _short_start(self, rng: np.random.Generator, parts: list[_Part]) -> int:
+        """Where a short window starts: so that it holds the loudest part of a clip without times."""
+        last = self._n_frames - self._n_short_frames
+        clip = parts[0] if parts else None
+        if clip is None or not clip.untimed or clip.untimed[0] >= self._n_sounds:
+            return int(rng.integers(last + 1))
+        peak = int(clip.level.argmax())
+        lowest = int(np.clip(peak - self._n_short_frames + _EDGE_FRAMES, 0, last))
+        highest = int(np.clip(peak - _EDGE_FRAMES, lowest, last))
+        return int(rng.integers(lowest, highest + 1))
 
-    def _window(
-        self, kind: int, alone: Iterator[np.int64]
-    ) -> tuple[Samples, Samples, int, float, list[float], list[float]]:
-        """One example: the fields of a batch without its first axis."""
-        sources, stretch = self._sources(kind, alone), self._stretch()
-        mixed = sources.mixed()
-        steps = np.zeros(self._params.n_window_steps, np.float32)
-        steps[stretch] = 1
-        features = window_features(mixed, self._params)
-        none = len(self._params.sounds)
-        if self._step_levels(mixed)[stretch].max() < SILENT_LEVEL:
-            return features, steps, none, 1.0, [0.0, 0.0, 1.0], [1.0] * len(EXTRA_LABELS)
-        present, sound_weight = self._present(sources.clip, stretch)
-        sound = self._classes[str(self._material.categories[sources.index])] if present else none
-        extra, extra_weight = [], []
-        for source, taught in zip((sources.speech, sources.music), self._taught(sources, stretch), strict=True):
-            target, weight = self._present(source, stretch)
-            extra.append(max(target, taught))
-            extra_weight.append(weight)
-        return features, steps, sound, sound_weight, [*extra, 0.0], [*extra_weight, 1.0]
+    def _one_background(self, rng: np.random.Generator) -> str:
+        label = SPEECH if rng.random() < self._augmentation.background_speech else MUSIC
+        return label if label in self._backgrounds else next(iter(self._backgrounds))
 
-    def _taught(self, sources: _Sources, stretch: slice) -> tuple[float, float]:
-        """YAMNet's scores for speech and music over the stretch of a shifted clip."""
-        if sources.clip is None:
-            return 0.0, 0.0
-        scores = self._material.teacher[sources.index]
-        middles = (np.arange(len(scores)) * TEACHER_HOP + N_INPUT / 2 + sources.shift) % self._n / SAMPLE_RATE
-        step_s = self._params.step_s
-        inside = scores[(middles >= stretch.start * step_s) & (middles <= stretch.stop * step_s)]
-        if not len(inside):
-            return 0.0, 0.0
-        return float(inside[:, 0].max()), float(inside[:, 1].max())
+    def _background(self, rng: np.random.Generator, label: str) -> _Part:
+        """A window of speech or music, brought to a loudest level of 1."""
+        source = self._backgrounds[label]
+        first = int(rng.integers(len(source.level) - self._n_frames))
+        span = slice(first, first + self._n_frames)
+        level = source.level[span]
+        scale = np.float32(1 / max(float(level.max()), 1e-3))
+        return _Part(source.mel[span].astype(np.float32) * scale, level * scale, {}, (self._places[label],))
+
+    def _noise(self, rng: np.random.Generator, level_db: float) -> Floats:
+        """Magnitudes of white noise; 0 dB is the level that windows are brought to."""
+        values = np.abs(rng.standard_normal((self._n_frames, self._params.features.n_mels), np.float32))
+        return np.asarray(values * np.float32(self._params.level_target) * _gain(level_db), np.float32)
+
+    def _without_sounds(self, rng: np.random.Generator) -> tuple[list[_Part], Floats]:
+        """Silence, speech, music, or speech over music; silence where there is neither."""
+        kind = rng.random()
+        mel = np.zeros((self._n_frames, self._params.features.n_mels), np.float32)
+        if not self._backgrounds or kind < self._augmentation.silent:
+            if rng.random() < 0.7:
+                mel = self._noise(rng, rng.uniform(*_QUIET_DB))
+            always = np.ones(self._n_frames, np.bool_)
+            return [_Part(mel, mel.mean(axis=1), {self._places[SILENCE]: always}, ())], mel
+        chosen = [self._one_background(rng)]
+        if len(self._backgrounds) > 1 and rng.random() < 0.2:
+            chosen = [SPEECH, MUSIC]
+        parts = [self._background(rng, label) for label in chosen]
+        level_db = rng.uniform(-20, 6)
+        for part in parts:
+            mel += part.mel * np.float32(self._params.level_target) * _gain(level_db)
+            level_db += rng.uniform(-20, 5)
+        return parts, mel
+
+    def _disturbed(self, rng: np.random.Generator, log_mel: Floats) -> Floats:
+        """Bands made louder and softer, and parts blanked."""
+        augmentation = self._augmentation
+        n, n_mels = log_mel.shape
+        if rng.random() < augmentation.mask:
+            blank = np.log(np.float32(self._params.features.log_offset))
+            frames_per_s = self._params.features.sample_rate / self._params.features.hop_length
+            length = min(n, max(1, round(rng.uniform(*augmentation.mask_s) * frames_per_s)))
+            first = int(rng.integers(n - length + 1))
+            log_mel[first : first + length] = blank
+            n_bands = min(n_mels, int(rng.integers(augmentation.mask_bands[0], augmentation.mask_bands[1] + 1)))
+            first = int(rng.integers(n_mels - n_bands + 1))
+            log_mel[:, first : first + n_bands] = blank
+        if augmentation.equaliser_db:
+            bands = rng.normal(0, augmentation.equaliser_db * _DB_TO_LOG, 5)
+            log_mel += np.interp(np.arange(n_mels), np.linspace(0, n_mels - 1, 5), bands).astype(np.float32)
+        return log_mel
+
+    def _targets(self, parts: list[_Part], span: slice) -> tuple[Floats, Floats, Floats, Floats]:
+        """Of a window: sounds, extras, frames and their weights."""
+        n_sounds, n_labels = self._n_sounds, len(self._places)
+        n_steps = -(-(span.stop - span.start) // STEP_FRAMES)
+        frames = np.zeros((n_steps, n_labels), np.float32)
+        weights = np.ones((n_steps, n_labels), np.float32)
+        heard = np.zeros(n_labels, np.float32)
+        unknown: list[int] = []
+        for part in parts:
+            found = self._part_targets(part, span, n_steps)
+            # a window is laid so that it holds the sound of a clip without times; the rest is heard where it is
+            inside = [k for k, (active, _) in found.items() if (k in part.untimed and k < n_sounds) or active.any()]
+            if part.share < self._config.targets.min_mixed:
+                unknown += found
+                if not self._params.is_exclusive:
+                    continue
+            else:
+                for label, (active, is_known) in found.items():
+                    frames[:, label] = np.maximum(frames[:, label], active)
+                    weights[:, label] = np.minimum(weights[:, label], is_known)
+            for label in inside:
+                is_shared = self._params.is_exclusive and label < n_sounds
+                heard[label] = heard[label] + part.share if is_shared else 1.0
+        weights[frames > 0] = 1
+        for label in unknown:
+            weights[frames[:, label] == 0, label] = 0
+        if len(parts) > 1:
+            heard[self._places[SILENCE]] = 0
+            frames[:, self._places[SILENCE]] = 0
+        sounds, extras = heard[:n_sounds], heard[n_sounds:]
+        if self._params.is_exclusive:
+            sounds = np.append(sounds, max(0.0, 1.0 - sounds.sum())).astype(np.float32)  # none of them
+        return sounds, extras, frames, weights
+
+    def _part_targets(self, part: _Part, span: slice, n_steps: int) -> dict[int, tuple[Floats, Floats]]:
+        """For each label of a part, whether each step holds it and whether that is known."""
+        found: dict[int, tuple[Floats, Floats]] = {}
+        for label, active in part.times.items():
+            share = _by_step(active[span].astype(np.float32), n_steps).mean(axis=1)
+            is_known = (share >= 0.5) | (share <= 0.1)
+            found[label] = ((share >= 0.5).astype(np.float32), is_known.astype(np.float32))
+        if part.untimed:
+            level = _by_step(part.level[span], n_steps).max(axis=1)
+            loudest = float(part.level.max())
+            is_present = level >= self._config.targets.present * loudest
+            is_absent = level <= self._config.targets.absent * loudest
+            # which of several labels a loud step holds is not known
+            is_certain = is_present if len(part.untimed) == 1 else np.zeros_like(is_present)
+            targets = (is_certain.astype(np.float32), (is_certain | is_absent).astype(np.float32))
+            for label in part.untimed:
+                found.setdefault(label, targets)
+        return found
+
+
+def _gain(level_db: float) -> np.float32:
+    return np.float32(10 ** (level_db / 20))
+
+
+def _by_step(values: Floats, n_steps: int) -> Floats:
+    """Frames, (n_frames,), in rows of one step each, the last filled up with its last value."""
+    padded = np.pad(values, (0, n_steps * STEP_FRAMES - len(values)), mode="edge")
+    return padded.reshape(n_steps, STEP_FRAMES)

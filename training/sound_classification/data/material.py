@@ -1,129 +1,257 @@
-"""Everything that examples are mixed from, decoded once and kept."""
+"""Everything that windows are mixed from, decoded and turned into spectrograms once, and kept."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from soundstage.audio.features import mel_spectrogram
+from soundstage.params import FeatureParams
+from soundstage.sound.model import SILENCE, levels
 from soundstage.types import SAMPLE_RATE
-from training.data import BadFolder, read_clip, read_meta
+from training.data import BadFolder, read_clip
+from training.sound_classification.config import VariantConfig
 from training.sound_classification.data.music import played
-from training.sound_classification.data.voices import recorded, spoken
-from training.sound_classification.model.yamnet import MUSIC_ROWS, N_INPUT, SPEECH_ROWS, Yamnet
+from training.sound_classification.data.table import Clip
+from training.sound_classification.data.variants import varied
+from training.sound_classification.data.voices import SENTENCES, recorded, spoken
 
-FREE_LICENCE = "CC0 or CC-BY"
-"""Value of the column `licence` that allows a trained model to be used for everything."""
-TEACHER_HOP = round(0.48 * SAMPLE_RATE)
+HELD_OUT = 0.2
+"""Share of speech and music that is not trained on."""
+_N_NAMED = 5
+
+Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Material:
-    """Decoded clips and what goes over, under and between them. All at 16 kHz.
+@dataclass(frozen=True, slots=True)
+class Spectrogram:
+    """A recording as windows are mixed from it.
 
     Attributes:
-        clips: float16 (n_clips, n_window_samples).
-        names: File name of each clip.
-        folds: Fold of each clip.
-        categories: Label of each clip.
-        licences: Licence of each clip.
-        teacher: float32 (n_clips, n_patches, 2), YAMNet's scores for speech and music, patch by patch.
-        speech: float32 (n_samples,), for training.
-        speech_test: The same, never trained on.
-        music: float32 (n_samples,), for training.
-        music_test: The same, never trained on.
+        mel: float16 (n_frames, n_mels), magnitudes.
+        level: float32 (n_frames,), mean magnitude over a quarter of a second.
     """
 
-    clips: NDArray[np.float16]
-    names: NDArray[np.str_]
-    folds: NDArray[np.int64]
-    categories: NDArray[np.str_]
-    licences: NDArray[np.str_]
-    teacher: NDArray[np.float32]
-    speech: NDArray[np.float32]
-    speech_test: NDArray[np.float32]
-    music: NDArray[np.float32]
-    music_test: NDArray[np.float32]
+    mel: NDArray[np.float16]
+    level: NDArray[np.float32]
 
 
-def fit(samples: NDArray[np.float32], n_samples: int) -> NDArray[np.float32]:
-    """Cut or padded with zeros to a length."""
-    return np.pad(samples[:n_samples], (0, max(0, n_samples - len(samples))))
+@dataclass(frozen=True, slots=True)
+class Clips:
+    """The spectrograms of all clips and of their copies, on disk.
+
+    Attributes:
+        key: Of what they were made from and how.
+        n_variants: Copies of each clip.
+    """
+
+    key: str
+    n_variants: int
+    _mel: NDArray[np.float16]
+    _level: NDArray[np.float32]
+    _ends: NDArray[np.int64]
+
+    def __getitem__(self, place: tuple[int, int]) -> Spectrogram:
+        """A clip by its place in the table, and variant 0 (itself) to n_variants."""
+        clip, variant = place
+        item = clip * (1 + self.n_variants) + variant
+        span = slice(int(self._ends[item - 1]) if item else 0, int(self._ends[item]))
+        return Spectrogram(self._mel[span], self._level[span])
 
 
-def _teach(yamnet: Yamnet, clip: NDArray[np.float32]) -> NDArray[np.float32]:
-    starts = range(0, len(clip) - N_INPUT + 1, TEACHER_HOP)
-    scores = np.stack([yamnet.scores(clip[start : start + N_INPUT]) for start in starts])
-    return np.stack([scores[:, SPEECH_ROWS].max(axis=1), scores[:, MUSIC_ROWS].max(axis=1)], axis=1)
+@dataclass(frozen=True, slots=True)
+class Backgrounds:
+    """What clips are mixed with. Held out: samples at 16 kHz, float32 (n_samples,), that are never trained on.
+
+    All of it may be empty, where programs are missing.
+    """
+
+    speech: Spectrogram
+    music: Spectrogram
+    speech_held_out: NDArray[np.float32]
+    music_held_out: NDArray[np.float32]
 
 
-def load(
-    data: Path,
-    speech: Path,
-    yamnet: Path,
+@contextmanager
+def _made_once(folder: Path) -> Iterator[Path | None]:
+    """A folder to fill, which then gets its name at once; None if it is there. Others wait meanwhile."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.is_dir():
+            yield None
+            return
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            yield scratch
+            scratch.rename(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    state = path.stat()
+    return str(path.resolve()), state.st_size, state.st_mtime_ns
+
+
+def spectrogram(samples: NDArray[np.float32], params: FeatureParams) -> Spectrogram:
+    """Of samples at 16 kHz."""
+    mel = mel_spectrogram(samples, params)
+    level = levels(mel, params) if len(mel) >= 25 else mel.mean(axis=1)
+    return Spectrogram(mel.astype(np.float16), level[: len(mel)].astype(np.float32))
+
+
+def load_clips(
+    clips: tuple[Clip, ...],
     cache: Path,
     *,
-    n_window_samples: int,
-    seconds: float = 1800.0,
-    on_clip: Callable[[int, int], None] = lambda _done, _of: None,
-) -> Material:
-    """Decode, compose and let the teacher listen; or read all that back from the cache.
+    params: FeatureParams,
+    variants: VariantConfig,
+    on_clip: Progress = lambda _done, _of: None,
+) -> Clips:
+    """Decode all clips and make their copies, or read that back from the cache.
 
     Args:
-        data: Folder of labelled clips, laid out as ESC-50: meta.csv with filename, fold, category and licence.
-        speech: Folder of recorded speech: meta.csv with filename and transcript; a file of another name is taken
-            as speech too.
-        yamnet: TFLite file.
+        clips: In the order of the table.
         cache: Folder; made where it does not exist.
-        n_window_samples: Clips are cut or padded to it.
-        seconds: How much speech is synthesised, and how much music.
+        params: Of the spectrograms.
+        variants: Of the copies.
         on_clip: Told how many clips are done, of how many.
 
     Raises:
-        BadFolder: A folder cannot be used.
+        BadFolder: Files cannot be decoded, hold nothing, end before a label starts, or are the same in two folds.
     """
-    rows = read_meta(data, ["fold", "category", "licence"])
-    key = hashlib.sha256(f"{data.resolve()} {speech.resolve()} {n_window_samples} {seconds}".encode())
-    key.update((data / "meta.csv").read_bytes())
-    key.update((speech / "meta.csv").read_bytes() if (speech / "meta.csv").is_file() else b"")
-    kept = cache / f"material-{key.hexdigest()[:16]}.npz"
-    if kept.is_file():
-        with np.load(kept) as arrays:
-            return Material(**{field.name: arrays[field.name] for field in fields(Material)})
-
-    try:
-        folds = np.array([int(row.values["fold"]) for row in rows])
-    except ValueError as e:
-        raise BadFolder(f"{data / 'meta.csv'}: column fold must hold whole numbers, {e}") from e
-    teacher = Yamnet(yamnet)
-    rng = np.random.default_rng(0)
-    clips, taught = [], []
-    for i, row in enumerate(rows):
-        clip = fit(read_clip(row.path), n_window_samples)
-        clips.append(clip.astype(np.float16))
-        taught.append(_teach(teacher, clip))
-        on_clip(i + 1, len(rows))
-    speech_train, speech_test, sentences = recorded(speech, held_out=0.2)
-    n_made = round(seconds * SAMPLE_RATE)
-    music = played(round(n_made * 1.2), rng)
-    material = Material(
-        clips=np.stack(clips),
-        names=np.array([row.values["filename"] for row in rows]),
-        folds=folds,
-        categories=np.array([row.values["category"] for row in rows]),
-        licences=np.array([row.values["licence"] for row in rows]),
-        teacher=np.stack(taught).astype(np.float32),
-        speech=np.concatenate([speech_train, spoken(sentences, n_made, rng)]),
-        speech_test=speech_test,
-        music=music[:n_made],
-        music_test=music[n_made:],
+    events = [[heard.start_s for heard in clip.heard] for clip in clips]
+    key = _key(
+        [_stamp(clip.path) for clip in clips], events, params.model_dump(), variants.model_dump(exclude={"share"})
     )
-    cache.mkdir(parents=True, exist_ok=True)
-    scratch = kept.with_suffix(".part.npz")
-    np.savez(scratch, **{field.name: getattr(material, field.name) for field in fields(Material)})
-    scratch.rename(kept)
-    return material
+    kept = cache / f"clips-{key}"
+    with _made_once(kept) as scratch:
+        if scratch is not None:
+            _decode(clips, scratch, params, variants, on_clip)
+    ends = np.load(kept / "ends.npy")
+    mel = np.memmap(kept / "mel.f16", np.float16, "r").reshape(-1, params.n_mels)
+    # the folds are not part of the key
+    _check_copies(clips, json.loads((kept / "digests.json").read_text(encoding="utf-8")))
+    return Clips(key, variants.n_each, mel, np.load(kept / "level.npy"), ends)
+
+
+def _decode(
+    clips: tuple[Clip, ...], folder: Path, params: FeatureParams, variants: VariantConfig, on_clip: Progress
+) -> None:
+    faults: list[str] = []
+    level, ends, digests, n_frames = [], [], [], 0
+    with (folder / "mel.f16").open("wb") as file:
+        for i, clip in enumerate(clips):
+            try:
+                samples = _read(clip, params)
+            except BadFolder as e:
+                faults.append(str(e))
+                on_clip(i + 1, len(clips))
+                continue
+            digests.append(hashlib.sha256(samples.tobytes()).hexdigest())
+            rng = np.random.default_rng([0, i])
+            for version in (samples, *(varied(samples, variants, rng) for _ in range(variants.n_each))):
+                made = spectrogram(version, params)
+                file.write(made.mel.tobytes())
+                level.append(made.level)
+                n_frames += len(made.level)
+                ends.append(n_frames)
+            on_clip(i + 1, len(clips))
+    if faults:
+        more = f"\nand {len(faults) - _N_NAMED} more" if len(faults) > _N_NAMED else ""
+        raise BadFolder("\n".join(faults[:_N_NAMED]) + more)
+    np.save(folder / "level.npy", np.concatenate(level))
+    np.save(folder / "ends.npy", np.array(ends, np.int64))
+    (folder / "digests.json").write_text(json.dumps(digests), encoding="utf-8")
+
+
+def _read(clip: Clip, params: FeatureParams) -> NDArray[np.float32]:
+    samples = read_clip(clip.path)
+    duration_s = len(samples) / SAMPLE_RATE
+    if len(samples) < params.win_length:
+        raise BadFolder(f"{clip.path} is too short: {duration_s:.3f} s")
+    if not samples.any() and clip.labels != (SILENCE,):
+        raise BadFolder(f"{clip.path} holds digital silence and nothing of {', '.join(clip.labels)}")
+    late = [heard for heard in clip.heard if heard.start_s is not None and heard.start_s >= duration_s]
+    if late:
+        raise BadFolder(f"{clip.path} ends at {duration_s:.2f} s, before {late[0].label} starts at {late[0].start_s} s")
+    return samples
+
+
+def _check_copies(clips: tuple[Clip, ...], digests: list[str]) -> None:
+    first: dict[str, Clip] = {}
+    for clip, digest in zip(clips, digests, strict=True):
+        other = first.setdefault(digest, clip)
+        if other.fold != clip.fold:
+            raise BadFolder(
+                f"{clip.name} (fold {clip.fold}) and {other.name} (fold {other.fold}) are the same recording; a model "
+                f"would be tested on what it has heard. Give them one fold, or one source"
+            )
+
+
+def load_backgrounds(speech: Path | None, cache: Path, *, params: FeatureParams, made_s: float) -> Backgrounds:
+    """Record, speak and compose what goes under the clips, or read it back from the cache.
+
+    Args:
+        speech: Folder of recorded speech: meta.csv with filename and transcript.
+        cache: Folder; made where it does not exist.
+        params: Of the spectrograms.
+        made_s: Seconds that are spoken by espeak-ng, and played by fluidsynth, where they are installed.
+
+    Raises:
+        BadFolder: The folder of speech cannot be used.
+    """
+    table = (speech / "meta.csv") if speech is not None else None
+    stamp = _stamp(table) if table is not None and table.is_file() else str(speech)
+    kept = cache / f"backgrounds-{_key(stamp, params.model_dump(), made_s)}"
+    with _made_once(kept) as scratch:
+        if scratch is not None:
+            for name, samples in _backgrounds(speech, round(made_s * SAMPLE_RATE)).items():
+                np.save(scratch / f"{name}.npy", samples.astype(np.float16))
+                if "held_out" not in name:
+                    made = spectrogram(samples, params)
+                    np.save(scratch / f"{name}-mel.npy", made.mel)
+                    np.save(scratch / f"{name}-level.npy", made.level)
+
+    def read(name: str) -> Spectrogram:
+        return Spectrogram(np.load(kept / f"{name}-mel.npy", mmap_mode="r"), np.load(kept / f"{name}-level.npy"))
+
+    return Backgrounds(
+        read("speech"),
+        read("music"),
+        np.load(kept / "speech_held_out.npy").astype(np.float32),
+        np.load(kept / "music_held_out.npy").astype(np.float32),
+    )
+
+
+def _backgrounds(speech: Path | None, n_made: int) -> dict[str, NDArray[np.float32]]:
+    rng = np.random.default_rng(0)
+    n_held_out = round(n_made * HELD_OUT)
+    if speech is not None:
+        said, said_held_out, sentences = recorded(speech, held_out=HELD_OUT)
+        said = np.concatenate([said, spoken(sentences, n_made, rng)])
+    else:
+        voices = spoken(list(SENTENCES), n_made + n_held_out, rng)
+        said, said_held_out = voices[:n_made], voices[n_made:]
+    music = played(n_made + n_held_out, rng)
+    return {
+        "speech": said,
+        "speech_held_out": said_held_out,
+        "music": music[:n_made],
+        "music_held_out": music[n_made:],
+    }

@@ -187,7 +187,7 @@ def played(n_samples: int, rng: np.random.Generator, sound_font: Path = SOUND_FO
         float32 (n_samples,); empty where fluidsynth or the sound font is not installed.
     """
     program = shutil.which("fluidsynth")
-    if program is None or not sound_font.is_file():
+    if program is None or not sound_font.is_file() or not n_samples:
         return np.zeros(0, np.float32)
     pieces: list[NDArray[np.float32]] = []
     with tempfile.TemporaryDirectory() as scratch:

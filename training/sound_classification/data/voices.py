@@ -33,6 +33,20 @@ _LANGUAGES = (
 )
 _VARIANTS = ("m1", "m2", "m3", "m5", "m7", "f1", "f2", "f3", "f4", "f5", "croak", "whisper", "whisperf", "klatt2")
 
+SENTENCES = (
+    "The night train to the coast leaves from platform nine in twenty minutes.",
+    "Could you hand me the other microphone, please? This one hums.",
+    "We walked along the river until the rain had stopped.",
+    "Nobody expected the orchestra to begin without its conductor.",
+    "First chop the onions, then let them fry slowly in plenty of butter.",
+    "In nineteen eighty four the bridge was closed for the whole summer.",
+    "Quiet on set! Roll sound, roll camera, and whenever you are ready.",
+    "She laughed, put down the letter, and asked what it could possibly mean.",
+    "Temperatures will fall below zero over most of the country tonight.",
+    "I never said that he had taken the key; I said that it was gone.",
+)
+"""What is said where there are no transcripts."""
+
 
 def spoken(sentences: list[str], n_samples: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """Sentences spoken by espeak-ng, each in another language's sounds, voice, pitch and rate.
@@ -46,7 +60,7 @@ def spoken(sentences: list[str], n_samples: int, rng: np.random.Generator) -> ND
         float32 (n_samples,) at 16 kHz; empty where espeak-ng is not installed.
     """
     program = shutil.which("espeak-ng")
-    if program is None:
+    if program is None or not n_samples:
         return np.zeros(0, np.float32)
     pieces: list[NDArray[np.float32]] = []
     while sum(map(len, pieces)) < n_samples:

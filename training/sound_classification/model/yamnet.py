@@ -1,24 +1,18 @@
-"""YAMNet's TFLite file: its weights as the start of training, its scores as a teacher."""
+"""YAMNet's TFLite file: its weights as the start of training, its opinions as a teacher."""
 
 from __future__ import annotations
 
-import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from numpy.typing import NDArray
 
 from soundstage.sound.model import LAYER_NAMES
 
 N_INPUT = 15_600
 """Samples at 16 kHz the file takes at once."""
-SPEECH_ROWS = (0, 1, 2, 3)
-"""Speech; Child speech, kid speaking; Conversation; Narration, monologue."""
-MUSIC_ROWS = (132,)
-"""Music. Its children are left out: bells and whistles are sounds in their own right here."""
 
 
 class NotYamnet(ValueError):
@@ -32,16 +26,14 @@ class Yamnet:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # that the interpreter is to move to another package
-                self._interpreter = tf.lite.Interpreter(
-                    str(path),
-                    experimental_op_resolver_type=tf.lite.experimental.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-                    experimental_preserve_all_tensors=True,
-                    num_threads=1,
-                )
+            self._interpreter = Interpreter(
+                str(path),
+                # delegates hide the inner tensors
+                experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+                experimental_preserve_all_tensors=True,
+                num_threads=1,
+            )
         except ValueError as e:
             raise NotYamnet(f"{path} is not a TFLite file: {e}") from e
         self._interpreter.allocate_tensors()
@@ -69,25 +61,14 @@ class Yamnet:
         arrays: dict[str, NDArray[np.float32]] = {}
         for name, op in zip(LAYER_NAMES, self._convolutions, strict=True):
             kernel, bias = (self._dequantised(index) for index in op["inputs"][1:3])
-            # OHWI -> HWIO; depthwise 1HWC -> HWC1
-            arrays |= {f"{name}/kernel": kernel.transpose(1, 2, 3, 0), f"{name}/bias": bias}
+            kernel = kernel.transpose(1, 2, 3, 0)  # OHWI -> HWIO; depthwise 1HWC -> HWC1
+            arrays |= {f"{name}/kernel": kernel[0, 0] if name.startswith("pointwise") else kernel, f"{name}/bias": bias}
         return arrays
 
-    def names(self) -> list[str]:
-        """AudioSet's names of the rows, from the file's metadata.
-
-        Raises:
-            NotYamnet: There are none.
-        """
-        try:
-            with zipfile.ZipFile(self._path) as metadata:
-                return metadata.read(metadata.namelist()[0]).decode().splitlines()
-        except (zipfile.BadZipFile, IndexError) as e:
-            raise NotYamnet(f"{self._path} has no list of labels in its metadata") from e
-
-    def classifier(self) -> NDArray[np.float32]:
-        """The kernel of the last layer, (521, 1024)."""
-        return self._dequantised(self._last["inputs"][1])
+    def classifier(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Kernel (1024, 521) and bias (521,) of the last layer."""
+        kernel, bias = (self._dequantised(index) for index in self._last["inputs"][1:3])
+        return kernel.T.copy(), bias
 
     def scores(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """Scores (521,) of float32 (15600,) samples at 16 kHz."""
