@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.framework.tensor_pb2 import TensorProto
 
 from soundstage.errors import ModelError
 from soundstage.export import Precision
@@ -94,12 +95,12 @@ def export(folder: ModelFolder, output: Path, *, precision: Precision, on_progre
     if target.exists():
         # A server does not read a version again, so that a changed one would not be served.
         raise ModelError(f"{target} is there already; remove it, or export to another folder")
-    on_progress("building the graph")
-    graph = _GRAPHS[folder.card.kind](folder, precision)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # The server takes only folders that are named by an integer.
+    # A server takes only folders that are named by an integer.
     scratch = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=target.parent))
     try:
+        on_progress("building the graph")
+        graph = _GRAPHS[folder.card.kind](folder, precision)
         on_progress("writing")
         warm_ups = list(graph.warm_ups())
         _write(scratch, graph, warm_ups, folder)
@@ -146,10 +147,18 @@ def _write_warm_ups(path: Path, name: str, warm_ups: Iterable[WarmUp]) -> None:
         for signature, inputs in warm_ups:
             request = predict_pb2.PredictRequest(
                 model_spec={"name": name, "signature_name": signature},
-                inputs={key: tf.make_tensor_proto(value) for key, value in inputs.items()},
+                inputs={key: _tensor_proto(value) for key, value in inputs.items()},
             )
             log = prediction_log_pb2.PredictionLog(predict_log={"request": request})
             writer.write(log.SerializeToString())
+
+
+def _tensor_proto(tensor: tf.Tensor) -> TensorProto:
+    """A tensor as a message; silence and the like take no room, since one value stands for all."""
+    array = tensor.numpy()
+    if array.size and (array == array.flat[0]).all():
+        array = array.flat[0]
+    return tf.make_tensor_proto(array, tensor.dtype, tensor.shape)
 
 
 def _check(path: Path, warm_ups: Iterable[WarmUp]) -> None:
