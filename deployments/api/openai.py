@@ -6,7 +6,7 @@ Source: platform.openai.com/docs/api-reference/audio/createTranscription, and th
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -14,13 +14,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from deployments.api.schemas import Body, Milliseconds
 from soundstage.errors import InvalidRequest, NotFound
 from soundstage.pipeline import SPEECH_MODEL
-from soundstage.types import Analysis, ChunkAnalysis, ClipSummary, Segment
+from soundstage.types import Analysis, ChunkAnalysis, ClipSummary, Segment, Word
 
 MODEL_ALIASES = frozenset({SPEECH_MODEL, "whisper-1"})
 """Client libraries insist on a model; "whisper-1" is what most of them send. One model answers all of them."""
 
 RESPONSE_FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 _LANGUAGE_NAMES = {"en": "english"}
+GRANULARITIES = ("segment", "word")
 _GRANULARITIES = "timestamp_granularities[]"
 
 
@@ -35,27 +36,31 @@ class TranscriptionFields(BaseModel):
     stream: bool = Field(default=False, description="Send server-sent events, text as it is recognised.")
     temperature: float = Field(0.0, ge=0, le=1, description="Accepted and without effect: decoding is greedy.")
     prompt: str | None = Field(None, description="Accepted and without effect.")
-    granularities: tuple[str, ...] = Field((), alias=_GRANULARITIES)
+    granularities: tuple[str, ...] = Field(
+        ("segment",),
+        alias=_GRANULARITIES,
+        description=f"Which times verbose_json has: {', '.join(GRANULARITIES)}; send the field once for each.",
+    )
 
 
-def parse_fields(fields: Mapping[str, str]) -> TranscriptionFields:
+def parse_fields(fields: Mapping[str, str | tuple[str, ...]]) -> TranscriptionFields:
     """Check the form.
 
     Raises:
-        InvalidRequest: A field is unknown or malformed, or word times are asked for.
+        InvalidRequest: A field is unknown or malformed, or times are asked for where there is no place for them.
         NotFound: The model is not served.
         ValidationError: A field has the wrong type.
     """
-    values: dict[str, Any] = dict(fields)
-    if _GRANULARITIES in values:
-        values[_GRANULARITIES] = (values[_GRANULARITIES],)
-    parsed = TranscriptionFields.model_validate(values)
+    parsed = TranscriptionFields.model_validate(fields)
     if parsed.model not in MODEL_ALIASES:
         raise NotFound(f"model {parsed.model!r} is not served; use one of {', '.join(sorted(MODEL_ALIASES))}")
     if parsed.response_format not in RESPONSE_FORMATS:
         raise InvalidRequest(f"response_format={parsed.response_format!r}: choose from {', '.join(RESPONSE_FORMATS)}")
-    if any(granularity != "segment" for granularity in parsed.granularities):
-        raise InvalidRequest(f"{_GRANULARITIES}: only segment is available")
+    for granularity in parsed.granularities:
+        if granularity not in GRANULARITIES:
+            raise InvalidRequest(f"{_GRANULARITIES}={granularity!r}: choose from {', '.join(GRANULARITIES)}")
+    if _GRANULARITIES in fields and (parsed.response_format != "verbose_json" or parsed.stream):
+        raise InvalidRequest(f"{_GRANULARITIES} needs response_format=verbose_json, and no stream")
     return parsed
 
 
@@ -74,21 +79,33 @@ class TranscriptionSegment(Body):
     no_speech_prob: float
 
 
+class TranscriptionWord(Body):
+    """A word of verbose_json."""
+
+    word: str
+    start: Milliseconds
+    end: Milliseconds
+
+
 def json_body(analysis: Analysis) -> dict[str, Any]:
     """The body of response_format=json."""
     return {"text": analysis.text, "usage": _usage(analysis.duration_s)}
 
 
-def verbose_body(analysis: Analysis) -> dict[str, Any]:
-    """The body of response_format=verbose_json."""
-    return {
+def verbose_body(analysis: Analysis, granularities: Collection[str]) -> dict[str, Any]:
+    """The body of response_format=verbose_json, with segments, words or both."""
+    body = {
         "task": "transcribe",
         "language": _LANGUAGE_NAMES[analysis.language],
         "duration": round(analysis.duration_s, 3),
         "text": analysis.text,
-        "segments": [_segment(number, segment) for number, segment in enumerate(analysis.segments)],
         "usage": _usage(analysis.duration_s),
     }
+    if "segment" in granularities:
+        body["segments"] = [_segment(number, segment) for number, segment in enumerate(analysis.segments)]
+    if "word" in granularities:
+        body["words"] = [_word(word) for segment in analysis.segments for word in segment.words]
+    return body
 
 
 async def events(parts: AsyncIterator[ChunkAnalysis | ClipSummary]) -> AsyncIterator[str]:
@@ -112,6 +129,10 @@ def _segment(number: int, segment: Segment) -> dict[str, Any]:
         avg_logprob=segment.avg_logprob,
         no_speech_prob=segment.no_speech_prob,
     ).model_dump(mode="json")
+
+
+def _word(word: Word) -> dict[str, Any]:
+    return TranscriptionWord(word=word.text, start=word.start_s, end=word.end_s).model_dump(mode="json")
 
 
 def _usage(duration_s: float) -> dict[str, Any]:

@@ -32,13 +32,13 @@ class Upload:
         data: The bytes, in memory or mapped from a file that is already unlinked.
         media_type: Lower case, without parameters.
         filename: As the form says; empty for a plain body.
-        fields: The other fields of a form.
+        fields: The other fields of a form; all values of those whose name ends in [], in order.
     """
 
     data: bytes | memoryview
     media_type: str
     filename: str
-    fields: Mapping[str, str]
+    fields: Mapping[str, str | tuple[str, ...]]
 
     def as_audio(
         self, *, sample_rate: int | None = None, n_channels: int | None = None, encoding: PcmEncoding | None = None
@@ -80,11 +80,16 @@ async def _read_form(request: Request) -> Upload:
         file = form.get("file")
         if not isinstance(file, UploadFile):
             raise InvalidRequest("the form has no file; send the audio as the part named 'file', with a filename")
-        fields = {name: value for name, value in form.multi_items() if isinstance(value, str)}
+        fields = {name: _values(form, name) for name, value in form.items() if isinstance(value, str)}
         media_type = _media_type(file.content_type) or "application/octet-stream"
         return Upload(_contents(file.file), media_type, file.filename or "", fields)
     finally:
         await form.close()
+
+
+def _values(form: FormData, name: str) -> str | tuple[str, ...]:
+    values = tuple(value for value in form.getlist(name) if isinstance(value, str))
+    return values if name.endswith("[]") else values[-1]
 
 
 def _contents(spool: IO[bytes]) -> bytes | memoryview:

@@ -247,7 +247,7 @@ def _add_transcriptions(app: FastAPI, engine: Engine, args: AppArgs, config: Cal
             case "json":
                 return JSONResponse(openai.json_body(analysis))
             case "verbose_json":
-                return JSONResponse(openai.verbose_body(analysis))
+                return JSONResponse(openai.verbose_body(analysis, fields.granularities))
             case "text":
                 return PlainTextResponse(openai.json_body(analysis)["text"] + "\n")
             case subtitles:

@@ -27,7 +27,11 @@ _EXAMPLE: JsonObject = {
             "start_s": 1.1,
             "end_s": 2.6,
             "text": "Is anybody home?",
-            "words": [],
+            "words": [
+                {"text": "Is", "start_s": 1.28, "end_s": 1.43, "confidence": 0.9731},
+                {"text": "anybody", "start_s": 1.43, "end_s": 1.98, "confidence": 0.9902},
+                {"text": "home?", "start_s": 1.98, "end_s": 2.41, "confidence": 0.9975},
+            ],
             "avg_logprob": -0.21,
             "no_speech_prob": 0.02,
         }
