@@ -266,6 +266,48 @@ def decoder_states(
     return _norm(params, x) * weights["decoder.norm.scale"], tuple(grown)
 
 
+def cross_attention(
+    weights: Weights,
+    params: MoonshineParams,
+    token_ids: Tensor,
+    encoded: Encoded,
+    *,
+    layer: int,
+    heads: tuple[int, ...],
+) -> Tensor:
+    """Where in the audio some heads look while the token after each given one is written.
+
+    Args:
+        weights: As from `prepare`.
+        params: Of the same model.
+        token_ids: int32 (n_batch, n_tokens), from the start token on.
+        encoded: Of the waveforms.
+        layer: Of the decoder; those after it are not computed.
+        heads: Of that layer.
+
+    Returns:
+        float32 (n_batch, n_tokens, n_frames), the mean over the heads; over the frames it sums to one.
+    """
+    n_tokens = ops.shape(token_ids)[1]
+    positions = ops.arange(n_tokens)
+    turns = _rotary(params, positions)
+    future = ops.cast(positions > positions[:, None], "float32") * _MASKED
+    x = _centre(ops.take(weights["decoder.embedding"], ops.reshape(token_ids, (-1,)), axis=0))
+    for i in range(layer + 1):
+        name = f"decoder.layers.{i}"
+        q, k, v = _self_qkv(weights, params, name, _norm(params, x), turns)
+        x = x + _attend(weights, f"{name}.self_attention.o", q, k, v, bias=future)
+        q = _dense(weights, f"{name}.cross_attention.q", _norm(params, x))
+        q = ops.transpose(ops.reshape(q, (-1, n_tokens, *_head_shape(params))), (0, 2, 1, 3))
+        if i < layer:
+            x = x + _attend(weights, f"{name}.cross_attention.o", q, *encoded.cross[i], bias=encoded.padding)
+            value, gate = ops.split(_dense(weights, f"{name}.mlp.fc1", _norm(params, x)), 2, axis=-1)
+            x = x + _dense(weights, f"{name}.mlp.fc2", value * ops.silu(gate))
+    q, k = (ops.take(states, heads, axis=1) for states in (q, encoded.cross[layer][0]))
+    attention = ops.softmax(ops.matmul(q, ops.swapaxes(k, 2, 3)) + encoded.padding)
+    return ops.mean(attention, axis=1)
+
+
 def _head_shape(params: MoonshineParams) -> tuple[int, int]:
     return params.n_heads, params.hidden_size // params.n_heads
 
