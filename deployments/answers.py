@@ -1,9 +1,10 @@
-"""What the model stages answer: results, and which model gave them."""
+"""What the model stages answer: results, which model gave them, and how the stage stands."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from soundstage.models.registry import ModelCard
 from soundstage.types import FrameScores, Segment
 
 ModelVersion = tuple[str, str]
@@ -24,3 +25,46 @@ class Scores:
 
     scores: FrameScores
     model: ModelVersion
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What was asked for and is not done.
+
+    Attributes:
+        version: That was wanted; an alias where it could not be looked up, None where the configuration is wrong.
+        reason: For the operator.
+    """
+
+    version: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateState:
+    """The model that a replica tries out on a share of its requests.
+
+    Attributes:
+        version: That is loaded; None for none.
+        share: Of the requests.
+        refused: Why it is not the one that is wanted.
+    """
+
+    version: str | None
+    share: float
+    refused: Refusal | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What one replica really serves.
+
+    Attributes:
+        card: Of the model that answers.
+        refused: Why it is not the one that is wanted.
+        candidate: None where none is tried out.
+    """
+
+    card: ModelCard
+    refused: Refusal | None = None
+    candidate: CandidateState | None = None

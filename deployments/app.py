@@ -18,7 +18,7 @@ def build(args: AppArgs) -> Application:
 
     Replicas, processors, queues and autoscaling of each deployment are set in serve_config.yaml under `deployments`.
     """
-    voice = serve.deployment()(VoiceRecognizer).bind()
-    sounds = serve.deployment()(SoundClassifier).bind()
+    voice = serve.deployment()(VoiceRecognizer).bind(args.models)
+    sounds = serve.deployment()(SoundClassifier).bind(args.models)
     preprocessor = serve.deployment()(Preprocessor).bind(args, voice, sounds)
     return serve.deployment()(Ingress).bind(preprocessor, args)

@@ -13,11 +13,11 @@ from ray.serve._private import logging_utils
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
+from deployments.answers import ServedModel
 from deployments.api.routes import create_app
 from deployments.auth import ApiKeys, is_loopback
 from deployments.graph_calls import call, stream
 from deployments.settings import AppArgs, IngressConfig
-from soundstage.models.registry import ModelCard
 from soundstage.pipeline import AnalysisOptions
 from soundstage.types import ChunkAnalysis, ClipSummary, EncodedAudio
 
@@ -42,14 +42,11 @@ class GraphEngine:
             max_inline_bytes=self._args.max_inline_bytes,
         )
 
-    async def models(self) -> list[ModelCard]:
-        """The models that are being served."""
-        cards: list[ModelCard] = await call(
-            self._preprocessor,
-            "models",
-            timeout_s=self._args.deadlines.probe_s,
-        )
-        return cards
+    async def models(self) -> list[ServedModel]:
+        """What each replica of the model stages serves."""
+        # Twice: a stage in which one replica hangs is asked again for another one.
+        served: list[ServedModel] = await call(self._preprocessor, "models", timeout_s=2 * self._args.deadlines.probe_s)
+        return served
 
 
 @serve.ingress()

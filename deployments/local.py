@@ -23,9 +23,13 @@ from typing import Annotated, Any
 import httpx
 import typer
 import yaml
+from pydantic import ValidationError
 from rich.console import Console
 
+from deployments.settings import USER_CONFIGS, AppArgs
 from soundstage import sample
+from soundstage.models import registry
+from soundstage.params import Params
 
 ROOT = Path(__file__).parents[1]
 STATE_DIR = ROOT / ".run"
@@ -198,8 +202,17 @@ class LocalCluster:
         self.deploy_document(yaml.safe_load(config.read_text(encoding="utf-8")))
 
     def deploy_document(self, document: dict[str, Any]) -> None:
-        """The same for a configuration that was already read."""
-        document = {**document, "http_options": {**document["http_options"], "port": self.ports.http}}
+        """The same for a configuration that was already read.
+
+        Raises:
+            LocalError: A setting is wrong, Serve refuses it, or the service does not become ready.
+        """
+        document = {
+            **document,
+            "http_options": {**document["http_options"], "port": self.ports.http},
+            "applications": [_with_models(application) for application in document["applications"]],
+        }
+        _check(document)
         env = self.environment()
         serve = shutil.which("serve", path=env["PATH"])
         if serve is None:
@@ -319,6 +332,35 @@ class LocalCluster:
                 rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
                 n_kb += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
         return n_kb * 1024 / 1e6
+
+
+def _with_models(application: dict[str, Any]) -> dict[str, Any]:
+    """The application with the places of models that this process knows, which may be others than when Ray began."""
+    args = application.get("args", {})
+    models = {"cache_dir": str(registry.cache_dir().absolute())}
+    if url := os.environ.get("SOUNDSTAGE_REGISTRY"):
+        models["registry"] = url if "://" in url else str(Path(url).absolute())
+    return {**application, "args": {**args, "models": {**models, **args.get("models", {})}}}
+
+
+def _check(document: dict[str, Any]) -> None:
+    """Refuse wrong settings before they reach a running service.
+
+    Raises:
+        LocalError: There are some.
+    """
+    for application in document["applications"]:
+        settings: list[tuple[str, type[Params], Any]] = [("args", AppArgs, application["args"])]
+        settings += [
+            (f"{deployment['name']}.user_config", USER_CONFIGS[deployment["name"]], deployment.get("user_config", {}))
+            for deployment in application.get("deployments", [])
+            if deployment["name"] in USER_CONFIGS
+        ]
+        for place, config, values in settings:
+            try:
+                config.model_validate(values)
+            except ValidationError as e:
+                raise LocalError(f"{place}: {registry.told(e)}") from e
 
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_show_locals=False)

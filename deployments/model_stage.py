@@ -1,122 +1,110 @@
-"""What both model stages share: a model that can be exchanged while it serves, and a thread that runs it."""
+"""What both model stages share: taking over models, thresholds and batch sizes while they serve."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
-from deployments.answers import ModelVersion
-from deployments.settings import ModelConfig
-from soundstage.models import registry
-from soundstage.models.registry import ModelCard, ModelFolder
+from pydantic import ValidationError
+
+from deployments.answers import Refusal, ServedModel
+from deployments.metrics import StageMetrics
+from deployments.model_slot import ModelSlot, ModelT
+from deployments.settings import ConfigT
+from deployments.shadow import InputT, OutputT, Shadow
+from soundstage.errors import ModelError
+from soundstage.models.registry import ModelFolder, ModelSources, told
+
+MAX_FOLLOW_S = 600.0
+"""Between attempts at a model that is refused again and again."""
 
 _log = logging.getLogger(__name__)
 
 
-class ServableModel(Protocol):
-    """What a stage needs of a model."""
+class ModelStage(Generic[ModelT, ConfigT, InputT, OutputT]):
+    """A deployment around one model; a subclass says how to load it, how to run a batch, and what agreement is.
 
-    @property
-    def card(self) -> ModelCard:
-        """Which model this is."""
-        ...
-
-    def warm_up(self) -> None:
-        """Run once on made-up input, so that the first request does not wait for tracing.
-
-        Raises:
-            RuntimeError: The output is not finite.
-        """
-        ...
-
-
-ModelT = TypeVar("ModelT", bound=ServableModel)
-ConfigT = TypeVar("ConfigT", bound=ModelConfig)
-ResultT = TypeVar("ResultT")
-
-
-class ModelSlot(Generic[ModelT]):
-    """Holds the model that serves; exchanges it only for one that loads and runs.
-
-    TensorFlow runs in one thread: a batch uses all of the replica's cores, so a second one beside it gains nothing
-    and would take its memory.
+    Args:
+        sources: Where models come from.
     """
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._model: ModelT | None = None
-        self._is_idle = asyncio.Event()
-        self._is_idle.set()
-
-    @property
-    def model(self) -> ModelT:
-        """The model that serves."""
-        assert self._model is not None, "reconfigure runs before the first request"
-        return self._model
-
-    @property
-    def version(self) -> ModelVersion:
-        """Its name and version."""
-        return (self.model.card.name, self.model.card.version)
-
-    async def put(self, name: str, version: str | None, load: Callable[[ModelFolder], ModelT]) -> None:
-        """Load a model beside the one that serves, warm it up, then exchange them.
-
-        Raises:
-            Exception: It cannot be loaded and none is serving. If one is, it stays and the reason is logged.
-        """
-        try:
-            model = await asyncio.get_running_loop().run_in_executor(None, _loaded, name, version, load)
-        except Exception:
-            if self._model is None:
-                raise
-            _log.exception("model %s %s cannot be served; %s %s stays", name, version or "(newest)", *self.version)
-            return
-        self._model = model
-
-    async def idle(self) -> None:
-        """Wait until no batch runs; requests call this before they enter Serve's batch queue.
-
-        Serve closes a batch as soon as its short wait is over, and lets it queue for the model behind the one that
-        runs: under load each request would be a batch of its own. Those that wait here enter the queue together
-        when the model is free, so batches grow with the load and a lone request waits for nobody.
-        """
-        await self._is_idle.wait()
-
-    async def run_batch(self, work: Callable[[ModelT], ResultT]) -> ResultT:
-        """Run a batch on the model that serves, off the event loop."""
-        self._is_idle.clear()
-        try:
-            return await self.run(work)
-        finally:
-            self._is_idle.set()
-
-    async def run(self, work: Callable[[ModelT], ResultT]) -> ResultT:
-        """Run something on the model that serves, off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, self.model)
-
-
-class ModelStage(Generic[ModelT, ConfigT]):
-    """A deployment around one model; a subclass says how to load it and how to run a batch."""
 
     config_type: type[ConfigT]
 
-    def __init__(self) -> None:
-        self._slot: ModelSlot[ModelT] = ModelSlot()
+    def __init__(self, sources: ModelSources) -> None:
+        self._slot: ModelSlot[ModelT] = ModelSlot(sources)
+        self._meter = StageMetrics(type(self).__name__)
+        self._shadow: Shadow[ModelT, InputT, OutputT] = Shadow(
+            self._slot, sources, run=self._run, agree=self._agree, meter=self._meter
+        )
+        self._config_refused: Refusal | None = None
+        self._follower: asyncio.Task[None] | None = None
+        self._reconfiguring = asyncio.Lock()
 
     def _load(self, folder: ModelFolder, config: ConfigT) -> ModelT:
         raise NotImplementedError
 
+    @staticmethod
+    def _run(model: ModelT, request: InputT) -> OutputT:
+        raise NotImplementedError
+
+    @staticmethod
+    def _agree(one: OutputT, other: OutputT) -> bool:
+        raise NotImplementedError
+
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take over a model version, thresholds and batch sizes while serving."""
-        config = self.config_type.model_validate(user_config)
-        await self._slot.put(config.model, config.version, lambda folder: self._load(folder, config))
-        batch: Any = self._batch  # type: ignore[attr-defined]  # of the subclass, by serve.batch
-        batch.set_max_batch_size(config.batch.max_batch_s)
-        batch.set_batch_wait_timeout_s(config.batch.wait_s)
+        """Take over a model version, thresholds and batch sizes while serving.
+
+        Raises:
+            ValidationError: The configuration is wrong, and there was none before.
+            ModelError: The model cannot be loaded, and there is none that serves.
+        """
+        async with self._reconfiguring:
+            try:
+                config = self.config_type.model_validate(user_config)
+            except ValidationError as e:
+                # Serve would end a replica that refuses its configuration, and start others that refuse it too.
+                if self._slot.loaded is None:
+                    raise
+                self._config_refused = Refusal(None, f"user_config: {told(e)}")
+                _log.error("%s; the last one stays", self._config_refused.reason)
+                return
+            self._config_refused = None
+            self.stop_following()
+            is_done = await self._take(config)
+            batch: Any = self._batch  # type: ignore[attr-defined]  # of the subclass, by serve.batch
+            batch.set_max_batch_size(config.batch.max_batch_s)
+            batch.set_batch_wait_timeout_s(config.batch.wait_s)
+            self._follower = asyncio.create_task(self._follow(config, is_done=is_done))
+
+    def stop_following(self) -> None:
+        """Let aliases be."""
+        if self._follower is not None:
+            self._follower.cancel()
+
+    async def _take(self, config: ConfigT) -> bool:
+        """Load what the configuration stands for now; returns whether all of it is here."""
+        is_done = await self._put(self._slot, config, config.version)
+        if self._slot.loaded is None:
+            assert self._slot.refused is not None
+            raise ModelError(self._slot.refused.reason)
+        if config.shadow is not None:
+            is_done &= await self._put(self._shadow.slot, config, config.shadow.version)
+        self._shadow.configure(config.shadow)
+        self._meter.show(await self.served_model())
+        return is_done
+
+    async def _put(self, slot: ModelSlot[ModelT], config: ConfigT, version: str | None) -> bool:
+        settings = config.model_dump(exclude={"version", "batch", "shadow", "follow_s"})
+        return await slot.put(config.model, version, lambda folder: self._load(folder, config), settings=settings)
+
+    async def _follow(self, config: ConfigT, *, is_done: bool) -> None:
+        """Look aliases up again and again, and try again what was refused, ever more seldom."""
+        wait_s = config.follow_s
+        while True:
+            wait_s = config.follow_s if is_done else min(2 * wait_s, MAX_FOLLOW_S)
+            await asyncio.sleep(wait_s)
+            is_done = await self._take(config)
 
     async def check_health(self) -> None:
         """Run the model.
@@ -126,12 +114,10 @@ class ModelStage(Generic[ModelT, ConfigT]):
         """
         await self._slot.run(lambda model: model.warm_up())
 
-    async def served_model(self) -> ModelCard:
-        """The model that serves."""
-        return self._slot.model.card
-
-
-def _loaded(name: str, version: str | None, load: Callable[[ModelFolder], ModelT]) -> ModelT:
-    model = load(registry.find(name, version))
-    model.warm_up()
-    return model
+    async def served_model(self) -> ServedModel:
+        """What is really served, and what was refused."""
+        return ServedModel(
+            self._slot.model.card,
+            refused=self._config_refused or self._slot.refused,
+            candidate=self._shadow.state,
+        )

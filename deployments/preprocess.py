@@ -12,11 +12,10 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
-from deployments.answers import Scores, Transcripts
-from deployments.graph_calls import call
+from deployments.answers import Scores, ServedModel, Transcripts
+from deployments.graph_calls import call, call_all
 from deployments.resources import n_assigned_cores
 from deployments.settings import AppArgs, PreprocessConfig
-from soundstage.models.registry import ModelCard
 from soundstage.pipeline import AnalysisOptions, ChunkAssembler, ClipReader, Task, regions_of
 from soundstage.types import SAMPLE_RATE, Chunk, ChunkAnalysis, ClipSummary, EncodedAudio
 
@@ -51,18 +50,17 @@ class Preprocessor:
         if len(chunks) != 1 or chunks[0].speech:
             raise RuntimeError(f"a second of silence gave {chunks}")
 
-    async def models(self) -> list[ModelCard]:
-        """The models that are being served, each asked of the stage that serves it.
+    async def models(self) -> list[ServedModel]:
+        """What each replica of both stages serves.
 
         Raises:
             Overloaded: A stage has no replica that answers.
         """
-        stages = (self._voice, self._sounds)
-        return list(
-            await asyncio.gather(
-                *(call(stage, "served_model", timeout_s=self._args.deadlines.probe_s) for stage in stages)
-            )
+        timeout_s = self._args.deadlines.probe_s
+        voice, sounds = await asyncio.gather(
+            *(call_all(stage, "served_model", timeout_s=timeout_s) for stage in (self._voice, self._sounds))
         )
+        return [*voice, *sounds]
 
     async def analyze(
         self, audio: EncodedAudio, options: AnalysisOptions

@@ -7,9 +7,11 @@ end of this module.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import Field
 
+from soundstage.models.registry import ModelSources, Name, VersionOrAlias
 from soundstage.params import DecodingParams, EventParams, Params, SdhParams
 from soundstage.pipeline import DEFAULT_MIN_SCORE, SOUND_MODEL, SPEECH_MODEL, ReadingParams
 
@@ -42,6 +44,7 @@ class AppArgs(Params):
     Attributes:
         reading: Limits of what is accepted, and how clips are cut.
         auth: Who may call.
+        models: Where the replicas look for models.
         deadlines: How long each stage may take.
         max_concurrent_requests: Of one ingress replica; more are answered 503 with Retry-After.
         max_chunks_in_flight: Of one clip. Bounds its memory, and lets its chunks share batches.
@@ -52,6 +55,7 @@ class AppArgs(Params):
 
     reading: ReadingParams = ReadingParams()
     auth: AuthSettings = AuthSettings()
+    models: ModelSources = ModelSources()
     deadlines: Deadlines = Deadlines()
     max_concurrent_requests: int = Field(64, gt=0)
     max_chunks_in_flight: int = Field(4, gt=0)
@@ -70,25 +74,46 @@ class BatchConfig(Params):
     wait_s: float = Field(0.005, ge=0)
 
 
-class ModelConfig(Params):
-    """What both model stages share. A changed model or version is loaded beside the one that serves, then swapped."""
+class ShadowConfig(Params):
+    """A candidate that is tried out beside the model that serves.
 
-    model: str
-    version: str | None = None
+    Attributes:
+        version: A version or an alias of the same model.
+        share: Of the requests that both run on, once they are answered; each costs both models' time again.
+    """
+
+    version: VersionOrAlias
+    share: float = Field(gt=0, le=1)
+
+
+class ModelConfig(Params):
+    """What both model stages share. A changed model or version is loaded beside the one that serves, then swapped.
+
+    Attributes:
+        model: Its name.
+        version: A version or an alias; None for the alias "stable", and where there is none for the newest.
+        follow_s: How often an alias is looked up again: as long as it takes until a promoted version serves.
+        shadow: None tries nothing out.
+    """
+
+    model: Name
+    version: VersionOrAlias | None = None
+    follow_s: float = Field(30.0, gt=0)
     batch: BatchConfig = BatchConfig()
+    shadow: ShadowConfig | None = None
 
 
 class VoiceConfig(ModelConfig):
     """user_config of VoiceRecognizer."""
 
-    model: str = SPEECH_MODEL
+    model: Name = SPEECH_MODEL
     decoding: DecodingParams = DecodingParams()
 
 
 class SoundConfig(ModelConfig):
     """user_config of SoundClassifier."""
 
-    model: str = SOUND_MODEL
+    model: Name = SOUND_MODEL
 
 
 class PreprocessConfig(Params):
@@ -107,3 +132,14 @@ class IngressConfig(Params):
 
     min_score: float = Field(DEFAULT_MIN_SCORE, ge=0, le=1)
     sdh: SdhParams = SdhParams()
+
+
+USER_CONFIGS: dict[str, type[Params]] = {
+    "Ingress": IngressConfig,
+    "Preprocessor": PreprocessConfig,
+    "VoiceRecognizer": VoiceConfig,
+    "SoundClassifier": SoundConfig,
+}
+"""By the name of the deployment."""
+
+ConfigT = TypeVar("ConfigT", bound=ModelConfig)

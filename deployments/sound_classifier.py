@@ -11,9 +11,10 @@ from deployments.answers import Scores
 from deployments.model_stage import ModelStage
 from deployments.resources import n_assigned_cores
 from deployments.settings import BatchConfig, SoundConfig
+from deployments.shadow import is_same_top_tag
 from soundstage.models.registry import ModelFolder
 from soundstage.sound.listener import SoundListener
-from soundstage.types import Waveform
+from soundstage.types import FrameScores, Waveform
 
 
 def audio_seconds(items: Sequence[Waveform]) -> int:
@@ -21,7 +22,7 @@ def audio_seconds(items: Sequence[Waveform]) -> int:
     return math.ceil(sum(waveform.duration_s for waveform in items))
 
 
-class SoundClassifier(ModelStage[SoundListener, SoundConfig]):
+class SoundClassifier(ModelStage[SoundListener, SoundConfig, Waveform, FrameScores]):
     """Scores what is heard in a chunk."""
 
     config_type = SoundConfig
@@ -29,10 +30,20 @@ class SoundClassifier(ModelStage[SoundListener, SoundConfig]):
     def _load(self, folder: ModelFolder, config: SoundConfig) -> SoundListener:
         return SoundListener(folder, n_threads=n_assigned_cores())
 
+    @staticmethod
+    def _run(model: SoundListener, request: Waveform) -> FrameScores:
+        return model.listen([request])[0]
+
+    @staticmethod
+    def _agree(one: FrameScores, other: FrameScores) -> bool:
+        return is_same_top_tag(one, other)
+
     async def listen(self, waveform: Waveform) -> Scores:
         """Frame scores and tags of one chunk."""
         await self._slot.idle()
-        return await self._batch(waveform)
+        answer: Scores = await self._batch(waveform)
+        self._shadow.offer(waveform)
+        return answer
 
     @serve.batch(
         max_batch_size=BatchConfig().max_batch_s,

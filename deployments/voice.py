@@ -11,11 +11,13 @@ from deployments.answers import Transcripts
 from deployments.model_stage import ModelStage
 from deployments.resources import n_assigned_cores
 from deployments.settings import BatchConfig, VoiceConfig
+from deployments.shadow import is_same_text
 from soundstage.models.registry import ModelFolder
 from soundstage.speech.transcriber import Transcriber
-from soundstage.types import Waveform
+from soundstage.types import Segment, Waveform
 
 Regions = tuple[Waveform, ...]
+Segments = list[Segment | None]
 
 
 def audio_seconds(items: Sequence[Regions]) -> int:
@@ -23,7 +25,7 @@ def audio_seconds(items: Sequence[Regions]) -> int:
     return math.ceil(sum(region.duration_s for regions in items for region in regions))
 
 
-class VoiceRecognizer(ModelStage[Transcriber, VoiceConfig]):
+class VoiceRecognizer(ModelStage[Transcriber, VoiceConfig, Regions, Segments]):
     """Writes down what is said in the speech regions of a chunk."""
 
     config_type = VoiceConfig
@@ -31,10 +33,20 @@ class VoiceRecognizer(ModelStage[Transcriber, VoiceConfig]):
     def _load(self, folder: ModelFolder, config: VoiceConfig) -> Transcriber:
         return Transcriber(folder, config.decoding, n_threads=n_assigned_cores())
 
+    @staticmethod
+    def _run(model: Transcriber, request: Regions) -> Segments:
+        return model.transcribe(request)
+
+    @staticmethod
+    def _agree(one: Segments, other: Segments) -> bool:
+        return is_same_text(one, other)
+
     async def transcribe(self, regions: Regions) -> Transcripts:
         """One entry for each region, in order."""
         await self._slot.idle()
-        return await self._batch(regions)
+        answer: Transcripts = await self._batch(regions)
+        self._shadow.offer(regions)
+        return answer
 
     @serve.batch(
         max_batch_size=BatchConfig().max_batch_s,

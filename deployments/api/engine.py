@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Protocol, TypeVar
 
+from deployments.answers import ServedModel
 from soundstage.errors import DeadlineExceeded
-from soundstage.models.registry import ModelCard
 from soundstage.pipeline import AnalysisCollector, AnalysisOptions
 from soundstage.types import Analysis, ChunkAnalysis, ClipSummary, EncodedAudio
 
@@ -25,8 +25,8 @@ class Engine(Protocol):
         """
         ...
 
-    async def models(self) -> list[ModelCard]:
-        """The models that are being served.
+    async def models(self) -> list[ServedModel]:
+        """What each replica of the model stages serves.
 
         Raises:
             Overloaded: A stage has no replica that answers.

@@ -160,15 +160,16 @@ def _add_models(app: FastAPI, engine: Engine) -> None:
     @app.get("/v1/models", tags=["models"])
     async def list_models() -> ModelListBody:
         """The models that are being served: versions, labels, licence, measured accuracy."""
-        return ModelListBody(data=tuple(ModelBody.of(card) for card in await engine.models()))
+        return ModelListBody(data=ModelBody.of_each(await engine.models()))
 
     @app.get("/v1/models/{name}", tags=["models"])
     async def get_model(name: str) -> ModelBody:
-        """One of the models that are being served."""
-        cards = {card.name: card for card in await engine.models()}
-        if name not in cards:
-            raise NotFound(f"model {name!r} is not served; choose from {', '.join(sorted(cards))}")
-        return ModelBody.of(cards[name])
+        """One of the models that are being served, in the version of most replicas."""
+        bodies = ModelBody.of_each(await engine.models())
+        found = next((body for body in bodies if body.id == name), None)
+        if found is None:
+            raise NotFound(f"model {name!r} is not served; choose from {', '.join(sorted({b.id for b in bodies}))}")
+        return found
 
 
 def _add_analyze(app: FastAPI, engine: Engine, args: AppArgs, config: Callable[[], IngressConfig]) -> None:

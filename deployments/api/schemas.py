@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from deployments.answers import ServedModel
 from soundstage.captions.formats import FORMATS
-from soundstage.models.registry import ModelCard
 from soundstage.types import Analysis, ChunkAnalysis, JsonObject, Levels, PcmEncoding, Segment, SoundEvent, Tag
 
 Milliseconds = Annotated[float, AfterValidator(lambda value: round(value, 3))]
@@ -213,8 +214,25 @@ class ErrorBody(Body):
     error: ErrorDetail
 
 
+class RefusalBody(Body):
+    """What was asked for and is not done."""
+
+    version: str | None
+    """Null where the configuration itself is wrong."""
+    reason: str
+
+
+class CandidateBody(Body):
+    """The model that is tried out on a share of the requests."""
+
+    version: str | None
+    """Null while none is loaded."""
+    share: float
+    refused: RefusalBody | None
+
+
 class ModelBody(Body):
-    """A model that is being served; also has the fields of OpenAI's list of models."""
+    """A version of a model that is being served; also has the fields of OpenAI's list of models."""
 
     id: str
     object: Literal["model"] = "model"
@@ -228,11 +246,34 @@ class ModelBody(Body):
     labels: tuple[str, ...]
     languages: tuple[str, ...]
     metrics: dict[str, float]
+    n_replicas: int
+    """That serve this version."""
+    refused: RefusalBody | None
+    """Why one of them does not serve what it was asked to."""
+    candidate: CandidateBody | None
 
     @classmethod
-    def of(cls, card: ModelCard) -> ModelBody:
-        """The body of a model card."""
-        return cls(id=card.name, **card.model_dump(exclude={"name", "files"}))
+    def of_each(cls, served: Iterable[ServedModel]) -> tuple[Self, ...]:
+        """One body for each model and version, the one that most replicas serve first."""
+        versions: dict[tuple[str, str], list[ServedModel]] = {}
+        for replica in served:
+            versions.setdefault((replica.card.name, replica.card.version), []).append(replica)
+        return tuple(cls._of(replicas) for replicas in sorted(versions.values(), key=len, reverse=True))
+
+    @classmethod
+    def _of(cls, replicas: Sequence[ServedModel]) -> Self:
+        card = replicas[0].card
+        refusals = (replica.refused for replica in replicas if replica.refused is not None)
+        candidates = [replica.candidate for replica in replicas if replica.candidate is not None]
+        return cls.model_validate(
+            {
+                "id": card.name,
+                **card.model_dump(exclude={"name", "files"}),
+                "n_replicas": len(replicas),
+                "refused": next(refusals, None),
+                "candidate": next((each for each in candidates if each.refused), next(iter(candidates), None)),
+            }
+        )
 
 
 class ModelListBody(Body):

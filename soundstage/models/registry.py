@@ -66,6 +66,15 @@ Version = Annotated[str, StringConstraints(pattern=r"^[0-9][a-z0-9._-]*$")]
 Alias = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
+
+def _check_reference(text: str) -> str:
+    if not (is_version(text) or _fits(_ALIAS, text)):
+        raise ValueError(f"{text!r} is neither a version, such as 0.2.0, nor an alias, such as {STABLE}")
+    return text
+
+
+VersionOrAlias = Annotated[str, AfterValidator(_check_reference)]
+
 _NAMES: TypeAdapter[str] = TypeAdapter(Name)
 _VERSIONS: TypeAdapter[str] = TypeAdapter(Version)
 _ALIAS: TypeAdapter[str] = TypeAdapter(Alias)
@@ -114,7 +123,7 @@ class ModelFolder:
         try:
             return params_type.model_validate_json((self.path / PARAMS_NAME).read_bytes())
         except ValidationError as e:
-            raise ModelError(f"{self.path / PARAMS_NAME} does not fit this version of Soundstage: {_told(e)}") from e
+            raise ModelError(f"{self.path / PARAMS_NAME} does not fit this version of Soundstage: {told(e)}") from e
 
     def weights(self) -> dict[str, NDArray[np.generic]]:
         """The named arrays, as stored.
@@ -132,11 +141,11 @@ def _parse_card(data: bytes, place: object) -> ModelCard:
     try:
         return ModelCard.model_validate_json(data)
     except ValidationError as e:
-        raise ModelError(f"the {CARD_NAME} in {place} is not a model card: {_told(e)}") from e
+        raise ModelError(f"the {CARD_NAME} in {place} is not a model card: {told(e)}") from e
 
 
-def _told(error: ValidationError) -> str:
-    """What is wrong, in one line."""
+def told(error: ValidationError) -> str:
+    """What is wrong with a file or a setting, in one line."""
     problems = ((".".join(map(str, problem["loc"])), problem["msg"]) for problem in error.errors())
     return "; ".join(f"{place}: {message}" if place else message for place, message in problems)
 
@@ -362,7 +371,7 @@ def aliases(name: str, registry: Store) -> dict[str, str]:
     try:
         return _ALIASES.validate_json(data)
     except ValidationError as e:
-        raise ModelError(f"{registry.url}/{name}/{ALIASES_NAME} is not a table of aliases: {_told(e)}") from e
+        raise ModelError(f"{registry.url}/{name}/{ALIASES_NAME} is not a table of aliases: {told(e)}") from e
 
 
 def set_aliases(name: str, standing: Mapping[str, str], registry: Store) -> None:

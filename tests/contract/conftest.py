@@ -17,6 +17,7 @@ import yaml
 
 from deployments.auth import hash_key
 from deployments.local import CONFIG, LocalCluster, Ports
+from soundstage.models.registry import ModelSources
 from soundstage.speech import weights
 
 KEY = "a key for the tests"
@@ -29,6 +30,7 @@ class Service:
     cluster: LocalCluster
     document: dict[str, Any]
     client: httpx.Client
+    models: ModelSources
 
     @property
     def url(self) -> str:
@@ -40,19 +42,23 @@ class Service:
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    weights.fetch()
     state_dir = tmp_path_factory.mktemp("cluster")
+    models = ModelSources(cache_dir=state_dir / "models", registry=str(state_dir / "registry"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOUNDSTAGE_MODELS_DIR", str(models.cache))
+        weights.fetch()
     keys = state_dir / "keys"
     keys.write_text(f"tests:{hash_key(KEY)}\n")
     document = yaml.safe_load(CONFIG.read_text())
     document["applications"][0]["args"]["auth"] = {"api_keys_file": str(keys)}
+    document["applications"][0]["args"]["models"] = models.model_dump(mode="json")
     cluster = LocalCluster(state_dir=state_dir, ports=Ports.free(), n_cpus=max(2, len(os.sched_getaffinity(0))))
     try:
         cluster.start()
         cluster.deploy_document(document)
         headers = {"Authorization": f"Bearer {KEY}"}
         with httpx.Client(base_url=cluster.url, headers=headers, timeout=120) as client:
-            yield Service(cluster, document, client)
+            yield Service(cluster, document, client, models)
     finally:
         cluster.stop()
 

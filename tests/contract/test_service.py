@@ -170,19 +170,6 @@ def test_settings_change_while_it_runs(service: Service, speech: bytes) -> None:
     assert replicas <= replicas_of(service)
 
 
-def test_a_model_that_is_not_there_leaves_the_one_that_serves(service: Service, speech: bytes) -> None:
-    document = copy.deepcopy(service.document)
-    deployments = {entry["name"]: entry for entry in document["applications"][0]["deployments"]}
-    deployments["SoundClassifier"]["user_config"]["version"] = "99.0"
-    before = service.client.get("/v1/models").json()
-    try:
-        service.cluster.deploy_document(document)
-        assert service.analyze(speech).status_code == 200
-        assert service.client.get("/v1/models").json() == before
-    finally:
-        service.cluster.deploy_document(service.document)
-
-
 def replicas_of(service: Service, deployment: str = "") -> set[int]:
     """Processes of the replicas."""
     return {

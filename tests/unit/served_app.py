@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import uvicorn
 
+from deployments.answers import ServedModel
 from deployments.api.routes import create_app
 from deployments.auth import ApiKeys
 from deployments.settings import AppArgs, IngressConfig
@@ -103,10 +104,10 @@ class KnownEngine:
         yield CHUNKS[1]
         yield SUMMARY if Task.LEVELS in options.tasks else ClipSummary(duration_s=SUMMARY.duration_s)
 
-    async def models(self) -> list[ModelCard]:
+    async def models(self) -> list[ServedModel]:
         if self.errors:
             raise self.errors.pop(0)
-        return [CARD]
+        return [ServedModel(CARD)]
 
 
 @contextmanager

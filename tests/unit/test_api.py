@@ -12,6 +12,7 @@ import pytest
 import srt
 import webvtt
 
+from deployments.answers import ServedModel
 from deployments.api.routes import create_app
 from deployments.auth import ApiKeys, hash_key
 from deployments.settings import AppArgs, Deadlines, IngressConfig
@@ -64,8 +65,8 @@ class KnownEngine:
         finally:
             self.is_closed = True
 
-    async def models(self) -> list[ModelCard]:
-        return [CARD]
+    async def models(self) -> list[ServedModel]:
+        return [ServedModel(CARD)]
 
 
 @pytest.fixture
