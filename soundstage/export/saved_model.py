@@ -62,12 +62,13 @@ def serving_version(version: str) -> int:
     """The integer of a version: 1.12.3 is 1 012 003, so that newer versions have higher integers.
 
     Raises:
-        ModelError: The version is not three numbers below 1,000.
+        ModelError: The version is not three numbers, the second and third below 1,000.
     """
-    match = re.fullmatch(r"(\d{1,3})\.(\d{1,3})\.(\d{1,3})", version)
+    match = re.fullmatch(r"(\d{1,9})\.(\d{1,3})\.(\d{1,3})", version)
     if match is None:
         raise ModelError(
-            f"version {version!r} has no integer for TensorFlow Serving: it must be MAJOR.MINOR.PATCH, each below 1000"
+            f"version {version!r} has no integer for TensorFlow Serving: it must be MAJOR.MINOR.PATCH, the last two "
+            "below 1000"
         )
     major, minor, patch = map(int, match.groups())
     return (major * 1000 + minor) * 1000 + patch

@@ -247,10 +247,10 @@ def test_wrong_usage(folder: ModelFolder, tmp_path: Path) -> None:
 
 
 def test_newer_versions_have_higher_integers() -> None:
-    versions = ["0.0.1", "0.1.0", "0.1.10", "0.2.0", "0.10.0", "1.0.0", "1.0.999", "1.1.0", "999.999.999"]
+    versions = ["0.0.1", "0.1.0", "0.1.10", "0.2.0", "0.10.0", "1.0.0", "1.0.999", "1.1.0", "2026.11.24"]
     integers = [serving_version(version) for version in versions]
     assert integers == sorted(set(integers))
-    assert serving_version("0.2.0") == 2_000
+    assert (serving_version("0.2.0"), serving_version("1.12.3")) == (2_000, 1_012_003)
     for version in ("1", "1.2", "1.2.3.4", "1.2.3-rc1", "1.2.1000", "1.2.3\n"):
         with pytest.raises(ModelError, match=r"MAJOR\.MINOR\.PATCH"):
             serving_version(version)
