@@ -17,7 +17,7 @@ from deployments.answers import ServedModel
 from deployments.api.routes import create_app
 from deployments.auth import ApiKeys, is_loopback
 from deployments.graph_calls import call, stream
-from deployments.settings import AppArgs, IngressConfig
+from deployments.settings import AppArgs, IngressConfig, changed
 from soundstage.pipeline import AnalysisOptions
 from soundstage.types import ChunkAnalysis, ClipSummary, EncodedAudio
 
@@ -58,14 +58,14 @@ class Ingress:
         self._args = args
         self._engine = GraphEngine(preprocessor, args)
         self._keys = _read_keys(args)
-        self._config = IngressConfig()
+        self._config: IngressConfig | None = None
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take over new thresholds; requests that are under way keep the old ones."""
-        self._config = IngressConfig.model_validate(user_config)
+        self._config = changed(self._config, IngressConfig, user_config)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._engine, self._args, self._keys, lambda: self._config)
+        return create_app(self._engine, self._args, self._keys, lambda: self._config or IngressConfig())
 
 
 def _mend_print() -> None:

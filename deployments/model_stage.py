@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
 from deployments.answers import Refusal, ServedModel
 from deployments.metrics import StageMetrics
 from deployments.model_slot import ModelSlot, ModelT
-from deployments.settings import ConfigT
+from deployments.settings import ModelConfig
 from deployments.shadow import InputT, OutputT, Shadow
 from soundstage.errors import ModelError
 from soundstage.models.registry import ModelFolder, ModelSources, told
@@ -20,6 +20,8 @@ MAX_FOLLOW_S = 600.0
 """Between attempts at a model that is refused again and again."""
 
 _log = logging.getLogger(__name__)
+
+ConfigT = TypeVar("ConfigT", bound=ModelConfig)
 
 
 class ModelStage(Generic[ModelT, ConfigT, InputT, OutputT]):

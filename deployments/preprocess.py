@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.answers import Scores, ServedModel, Transcripts
 from deployments.graph_calls import call, call_all
 from deployments.resources import n_assigned_cores
-from deployments.settings import AppArgs, PreprocessConfig
+from deployments.settings import AppArgs, PreprocessConfig, changed
 from soundstage.pipeline import AnalysisOptions, ChunkAssembler, ClipReader, Task, regions_of
 from soundstage.types import SAMPLE_RATE, Chunk, ChunkAnalysis, ClipSummary, EncodedAudio
 
@@ -29,13 +29,13 @@ class Preprocessor:
         self._args = args
         self._voice = voice
         self._sounds = sounds
-        self._config = PreprocessConfig()
+        self._config: PreprocessConfig | None = None
         # Decoding blocks: as many clips decode at once as there are cores for it, the others wait their turn.
         self._decoders = ThreadPoolExecutor(n_assigned_cores(), thread_name_prefix="decode")
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take over new thresholds; clips that are under way keep the old ones."""
-        self._config = PreprocessConfig.model_validate(user_config)
+        self._config = changed(self._config, PreprocessConfig, user_config)
 
     def check_health(self) -> None:
         """Decode, cut and find no speech in a second of silence.
@@ -71,7 +71,7 @@ class Preprocessor:
             ServiceError: As the error table says.
         """
         reader = ClipReader(audio, self._args.reading, options)
-        assembler = ChunkAssembler(self._config.events)
+        assembler = ChunkAssembler((self._config or PreprocessConfig()).events)
         versions: dict[str, str] = {}
         pending: deque[asyncio.Task[_Heard]] = deque()
         async with contextlib.aclosing(self._chunks(reader)) as chunks:

@@ -6,14 +6,17 @@ end of this module.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from soundstage.models.registry import ModelSources, Name, VersionOrAlias
+from soundstage.models.registry import ModelSources, Name, VersionOrAlias, told
 from soundstage.params import DecodingParams, EventParams, Params, SdhParams
 from soundstage.pipeline import DEFAULT_MIN_SCORE, SOUND_MODEL, SPEECH_MODEL, ReadingParams
+
+_log = logging.getLogger(__name__)
 
 
 class AuthSettings(Params):
@@ -142,4 +145,19 @@ USER_CONFIGS: dict[str, type[Params]] = {
 }
 """By the name of the deployment."""
 
-ConfigT = TypeVar("ConfigT", bound=ModelConfig)
+ConfigT = TypeVar("ConfigT", bound=Params)
+
+
+def changed(last: ConfigT | None, config_type: type[ConfigT], user_config: dict[str, Any]) -> ConfigT:
+    """The new user_config; the last one where the new one is wrong, since Serve would end the replica that raises.
+
+    Raises:
+        ValidationError: It is wrong, and there is no last one.
+    """
+    try:
+        return config_type.model_validate(user_config)
+    except ValidationError as e:
+        if last is None:
+            raise
+        _log.error("user_config: %s; the last one stays", told(e))
+        return last

@@ -18,7 +18,7 @@ from deployments.api.schemas import ModelBody
 from deployments.local import LocalCluster, LocalError
 from deployments.model_slot import ModelSlot
 from deployments.model_stage import ModelStage
-from deployments.settings import ModelConfig, ShadowConfig
+from deployments.settings import IngressConfig, ModelConfig, ShadowConfig, changed
 from deployments.shadow import MAX_WAITING, Shadow, is_same_text, is_same_top_tag
 from soundstage.models import registry
 from soundstage.models.registry import ModelCard, ModelFolder, ModelSources, write_folder
@@ -233,6 +233,14 @@ async def test_a_candidate_that_is_refused_leaves_everything_else(sources: Model
     assert "no model ears 2" in served.candidate.refused.reason
     await stage.reconfigure({"model": "ears", "version": "1"})
     assert (await stage.served_model()).candidate is None
+
+
+def test_a_wrong_threshold_leaves_the_last_one() -> None:
+    first = changed(None, IngressConfig, {"min_score": 0.5})
+    assert changed(first, IngressConfig, {"min_score": 5}) == first
+    assert changed(first, IngressConfig, {"min_score": 0.6}).min_score == 0.6
+    with pytest.raises(ValidationError):
+        changed(None, IngressConfig, {"min_score": 5})
 
 
 def test_replicas_with_different_versions_are_told_apart() -> None:
