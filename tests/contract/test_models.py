@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -140,7 +141,8 @@ def test_promoting_puts_live_without_a_deployment_and_back(service: Service, spe
     def promote(version: str) -> None:
         command = [str(Path(sys.executable).parent / "soundstage"), "models", "promote", SOUND_MODEL]
         options = ["--version", version, "--to", service.models.home.url, "--force"]
-        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120, check=False)
+        env = {**os.environ, "SOUNDSTAGE_MODELS_DIR": str(service.models.cache)}
+        done = subprocess.run([*command, *options], env=env, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
 
     service.cluster.deploy_document(document_with(service, SoundClassifier={"follow_s": 0.5}))
