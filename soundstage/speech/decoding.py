@@ -11,7 +11,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from soundstage.params import MoonshineParams
-from soundstage.speech import model
+from soundstage.speech import model, shortlist
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,13 +53,17 @@ class GreedyDecoder:
         """
         self._params = params
         self._weights = {name: tf.constant(array) for name, array in model.prepare(weights, params).items()}
+        next_token = None
+        if shortlist.is_supported():
+            next_token = shortlist.shortlisted(self._weights["decoder.embedding"])
+            del self._weights["decoder.head.kernel"]
         signature = [
             tf.TensorSpec((None, None), tf.float32),
             tf.TensorSpec((None,), tf.int32),
             tf.TensorSpec((None,), tf.int32),
         ]
         self._run = tf.function(
-            lambda samples, n_samples, max_tokens: greedy(self._weights, params, samples, n_samples, max_tokens),
+            lambda *inputs: greedy(self._weights, params, *inputs, next_token=next_token),
             input_signature=signature,
         )
 
@@ -90,7 +94,13 @@ class GreedyDecoder:
 
 
 def greedy(
-    weights: model.Weights, params: MoonshineParams, samples: tf.Tensor, n_samples: tf.Tensor, max_tokens: tf.Tensor
+    weights: model.Weights,
+    params: MoonshineParams,
+    samples: tf.Tensor,
+    n_samples: tf.Tensor,
+    max_tokens: tf.Tensor,
+    *,
+    next_token: shortlist.NextToken | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """The whole computation, for a graph.
 
@@ -100,20 +110,20 @@ def greedy(
         samples: float32 (n_batch, n_padded), as for `model.encode`.
         n_samples: int32 (n_batch,); what follows in a row is padding.
         max_tokens: int32 (n_batch,), after how many tokens each row is cut off.
+        next_token: How the most probable token is found; by the whole output head unless given.
 
     Returns:
         Token numbers int32 (n_batch, n_steps), how many of them are the row's own with its end, int32 (n_batch,), and
         the sum of their natural log probabilities, float32 (n_batch,).
     """
+    next_token = next_token or shortlist.whole_head(weights)
     encoded = model.encode(weights, params, samples, n_samples)
     n_batch = tf.shape(samples)[0]
 
     def step(position: tf.Tensor, rows: _Rows, written: tf.Tensor, cache: model.Cache) -> tuple[Any, ...]:
-        logits, cache = model.decode(weights, params, rows.last[:, None], cache, encoded, position=position)
-        logits = logits[:, 0]
-        token = tf.argmax(logits, axis=-1, output_type=tf.int32)
+        states, cache = model.decoder_states(weights, params, rows.last[:, None], cache, encoded, position=position)
+        token, logprob = next_token(states)
         token = tf.where(rows.is_active, token, params.end_token_id)
-        logprob = tf.reduce_max(logits, axis=-1) - tf.reduce_logsumexp(logits, axis=-1)
         n_tokens = rows.n_tokens + tf.cast(rows.is_active, tf.int32)
         rows = _Rows(
             last=token,

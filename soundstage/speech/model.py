@@ -178,7 +178,7 @@ def encoder_states(weights: Weights, params: MoonshineParams, samples: Tensor, n
         layer = f"encoder.layers.{i}"
         q, k, v = _self_qkv(weights, params, layer, _norm(params, x), turns)
         x = x + _attend(weights, f"{layer}.self_attention.o", q, k, v, bias=padding)
-        h = ops.gelu(_dense(weights, f"{layer}.mlp.fc1", _norm(params, x)), approximate=False)
+        h = _gelu(_dense(weights, f"{layer}.mlp.fc1", _norm(params, x)))
         x = x + _dense(weights, f"{layer}.mlp.fc2", h)
     return ops.reshape(_norm(params, x) * weights["encoder.norm.scale"], (-1, n_frames, params.hidden_size))
 
@@ -202,9 +202,9 @@ def _front_end(weights: Weights, params: MoonshineParams, samples: Tensor, n_sam
     scale = ops.rsqrt(variance + params.norm_epsilon)
     x = ops.conv(x, weights["encoder.conv2.kernel"], strides=3, padding="valid") * scale
     x = x + (weights["encoder.conv2.bias"] - mean * scale * weights["encoder.conv2.sum"])
-    x = ops.gelu(x, approximate=False)
+    x = _gelu(x)
     x = ops.conv(x, weights["encoder.conv3.kernel"], strides=2, padding="valid") + weights["encoder.conv3.bias"]
-    return ops.gelu(x, approximate=False)
+    return _gelu(x)
 
 
 def _padding_bias(n_valid: Tensor, n_frames: Tensor) -> Tensor:
@@ -321,6 +321,12 @@ def _dense(weights: Weights, name: str, x: Tensor) -> Tensor:
     return y + weights[f"{name}.bias"] if f"{name}.bias" in weights else y
 
 
+def _gelu(x: Tensor) -> Tensor:
+    """As ops.gelu, which computes erfc: four times as slow as erf here."""
+    half = 0.5 * x
+    return half + half * ops.erf(x * 0.5**0.5)
+
+
 def _centre(x: Tensor) -> Tensor:
     return x - ops.mean(x, axis=-1, keepdims=True)
 
@@ -345,14 +351,16 @@ def _rotary(params: MoonshineParams, positions: Tensor) -> Tensor:
     return tf.complex(ops.cos(angles), ops.sin(angles))
 
 
-def _self_qkv(weights: Weights, params: MoonshineParams, layer: str, x: Tensor, turns: Tensor) -> list[Tensor]:
+def _self_qkv(
+    weights: Weights, params: MoonshineParams, layer: str, x: Tensor, turns: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Turned queries and keys, and values, each (n_batch, n_heads, n_steps, head_size)."""
     n_steps, n_pairs = ops.shape(turns)
-    qkv = ops.reshape(_dense(weights, f"{layer}.self_attention.qkv", x), (-1, n_steps, n_pairs, 2))
-    turned = tf.bitcast(tf.bitcast(qkv, tf.complex64) * turns, tf.float32)  # a complex number is a pair of floats
+    pairs = ops.reshape(_dense(weights, f"{layer}.self_attention.qkv", x), (-1, n_steps, n_pairs, 2))
+    turned = tf.bitcast(tf.bitcast(pairs, tf.complex64) * turns, tf.float32)  # a complex number is a pair of floats
     heads = ops.reshape(turned, (-1, n_steps, 3, *_head_shape(params)))
-    qkv: list[Tensor] = ops.unstack(ops.transpose(heads, (2, 0, 3, 1, 4)))
-    return qkv
+    q, k, v = ops.unstack(ops.transpose(heads, (2, 0, 3, 1, 4)))
+    return q, k, v
 
 
 def _attend(weights: Weights, name: str, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None) -> Tensor:
