@@ -6,9 +6,9 @@ there.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from soundstage.types import SAMPLE_RATE
 
@@ -182,21 +182,44 @@ class DecodingParams(Params):
     """Padded audio that is decoded together."""
 
 
-class EventParams(Params):
-    """How frame scores become events. The numbers were set on mixes with known times, see training."""
+class LabelEventParams(Params):
+    """How the scores of one label become events. The numbers were set on mixes with known times, see training."""
 
     on_score: float = Field(0.5, ge=0, le=1)
     """A frame at or above it starts an event."""
     off_score: float = Field(0.25, ge=0, le=1)
     """A frame below it ends the event."""
-    response_s: float = Field(0.5, ge=0)
-    """How much of a sound the window of a frame has to hold until its score rises."""
-    min_hot_s: float = Field(0.6, ge=0)
-    """Scores that stay up for less are chance: the window smears even a click over more."""
-    min_duration_s: float = Field(0.2, ge=0)
-    """What is reported of sounds too short to measure."""
+    n_median_frames: int = Field(1, ge=1, le=31)
+    """Scores are first smoothed by the median of so many frames; odd, and 1 leaves them as they are."""
+    n_min_frames: int = Field(1, ge=1)
+    """Scores that stay up for fewer frames are chance."""
     max_gap_s: float = Field(0.6, ge=0)
     """The same sound again after a shorter gap is the same event."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.off_score > self.on_score:
+            raise ValueError(f"off_score {self.off_score} must not lie above on_score {self.on_score}")
+        if self.n_median_frames % 2 == 0:
+            raise ValueError(f"n_median_frames must be odd, got {self.n_median_frames}")
+        return self
+
+
+class EventParams(LabelEventParams):
+    """How frame scores become events: for all labels, and what differs for some."""
+
+    response_s: float = 0.5
+    """How much of a sound the window of a frame holds when its score rises past on_score."""
+    release_s: float = 0.5
+    """How much of it the window still holds when the score falls below off_score."""
+    min_duration_s: float = Field(0.2, ge=0)
+    """What is reported of sounds too short to measure."""
+    by_label: dict[str, LabelEventParams] = Field(default_factory=dict)
+    """Labels that have parameters of their own, all of them."""
+
+    def of(self, label: str) -> LabelEventParams:
+        """The parameters of one label."""
+        return self.by_label.get(label, self)
 
 
 class ClientParams(Params):

@@ -194,14 +194,19 @@ class ChunkAssembler:
         """
         events: list[SoundEvent] = []
         tags: tuple[Tag, ...] = ()
+        end_s = chunk.waveform.end_s
         if scores is not None:
-            events = self.tracker.push(scores, is_last=chunk.is_last)
+            # the last frame may reach beyond the end
+            events = [
+                replace(event, start_s=min(event.start_s, end_s), end_s=min(event.end_s, end_s))
+                for event in self.tracker.push(scores, is_last=chunk.is_last)
+            ]
             tags = rank_tags(zip(scores.labels, scores.tags.tolist(), strict=True))
         return ChunkAnalysis(
             index=chunk.index,
             is_last=chunk.is_last,
             start_s=chunk.waveform.start_s,
-            end_s=chunk.waveform.end_s,
+            end_s=end_s,
             segments=tuple(segment for segment in segments or () if segment is not None),
             events=tuple(events),
             tags=tags,
@@ -259,7 +264,7 @@ class Pipeline:
         transcriber: None leaves speech out.
         listener: None leaves sounds out.
         reading: How clips are read and cut.
-        events: How frame scores become events.
+        events: How frame scores become events; None for what the model was given beside its weights.
     """
 
     def __init__(
@@ -273,7 +278,7 @@ class Pipeline:
         self._transcriber = transcriber
         self._listener = listener
         self._reading = reading or ReadingParams()
-        self._events = events or EventParams()
+        self._events = events or (listener.params.events if listener is not None else EventParams())
         self._model_versions = tuple(
             (model.card.name, model.card.version) for model in (transcriber, listener) if model is not None
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import median_filter
 
 from soundstage.params import EventParams
 from soundstage.types import FrameScores, SoundEvent
@@ -15,25 +17,24 @@ class _Run:
     """Scores of one label that stay up.
 
     Attributes:
-        start_s: Where the sound starts, as far as known.
-        first_hot_s: Time of the first frame.
-        last_hot_s: Time of the last frame.
-        end_s: Where the sound would end if the next frame were cold.
+        start_s: Where the sound starts.
+        n_frames: For how many frames they have stayed up.
         score: The highest.
+        is_from_start: They have been up since the stream began.
     """
 
     start_s: float
-    first_hot_s: float
-    last_hot_s: float
-    end_s: float
+    n_frames: int
     score: float
+    is_from_start: bool
 
 
 class EventTracker:
     """Follows each label through the chunks of one stream.
 
-    A frame looks at about 2 s, so its score is up as soon as a sound enters the window, and until it has left it:
-    both ends are moved inwards by what the window reaches beyond the frame.
+    A score rises past its threshold somewhere between two frames; the place is found on the straight line between
+    them, and moved by what the window of a frame reaches beyond its middle and by how much of a sound it has to hold.
+    What is kept between chunks is a few frames and one run for each label: memory does not grow with the stream.
 
     Args:
         params: Thresholds and durations.
@@ -41,9 +42,13 @@ class EventTracker:
 
     def __init__(self, params: EventParams) -> None:
         self._params = params
+        widest = max([params.n_median_frames, *(own.n_median_frames for own in params.by_label.values())])
+        self._n_ahead = widest // 2
+        self._times_s: NDArray[np.float64] = np.zeros(0)
+        self._scores: NDArray[np.float32] | None = None
+        self._n_done = 0
         self._running: dict[str, _Run] = {}
         self._ended: dict[str, SoundEvent] = {}
-        self._stream_start_s: float | None = None
 
     def push(self, scores: FrameScores, *, is_last: bool) -> list[SoundEvent]:
         """Take the next chunk's scores.
@@ -57,65 +62,83 @@ class EventTracker:
             a short gap, is held back until it is certain.
         """
         done: list[SoundEvent] = []
-        if self._stream_start_s is None:
-            self._stream_start_s = scores.start_s
-        highest = scores.scores.max(axis=0, initial=0.0)
-        for index, label in enumerate(scores.labels):
-            if label in self._running or highest[index] >= self._params.on_score:
-                self._follow(label, scores, index, done)
-        n_frames = len(scores.scores)
-        now_s = scores.start_s + max(0, n_frames - 1) * scores.hop_s
+        times_s = scores.start_s + np.arange(len(scores.scores)) * scores.hop_s
+        self._times_s = np.concatenate([self._times_s, times_s])
+        self._scores = scores.scores if self._scores is None else np.concatenate([self._scores, scores.scores])
+        n_known = len(self._times_s) if is_last else max(self._n_done, len(self._times_s) - self._n_ahead)
+        if n_known > self._n_done:
+            highest = self._scores.max(axis=0)
+            for index, label in enumerate(scores.labels):
+                own = self._params.of(label)
+                if label in self._running or highest[index] >= own.on_score:
+                    smooth = self._scores[:, index]
+                    if own.n_median_frames > 1:
+                        smooth = median_filter(smooth, own.n_median_frames, mode="nearest")
+                    self._follow(label, smooth, n_known, scores, done)
+        # neither what runs nor what may still begin can start before
+        early_s = self._params.response_s - scores.window_s / 2 + self._params.min_duration_s
+        limit_s = self._times_s[n_known - 1] - early_s if n_known else 0.0
         if is_last:
             for label, run in sorted(self._running.items()):
-                is_all_of_it = run.first_hot_s == self._stream_start_s
-                self._end(label, run, done, is_certain=is_all_of_it)
+                end_s = float(self._times_s[-1]) + min(scores.hop_s, scores.window_s) / 2
+                self._end(label, run, end_s, done, is_certain=run.is_from_start)
             self._running.clear()
         for label, event in list(self._ended.items()):
             running = self._running.get(label)
-            limit_s = now_s - scores.window_s / 2 if running is None else running.start_s
-            if is_last or limit_s - event.end_s > self._params.max_gap_s:
+            earliest_s = limit_s if running is None else min(limit_s, running.start_s - self._params.min_duration_s)
+            if is_last or earliest_s - event.end_s > self._params.of(label).max_gap_s:
                 done.append(self._ended.pop(label))
+        # the median looks back as far as ahead, and a crossing lies after the last frame that is done with
+        n_gone = max(0, n_known - self._n_ahead - 1)
+        self._times_s, self._scores = self._times_s[n_gone:], self._scores[n_gone:]
+        self._n_done = n_known - n_gone
         return sorted(done, key=lambda event: (event.start_s, event.end_s, event.label))
 
-    def _follow(self, label: str, scores: FrameScores, index: int, done: list[SoundEvent]) -> None:
-        """Start, prolong and end the runs of one label over the frames of a chunk."""
+    def _follow(
+        self, label: str, smooth: NDArray[np.float32], n_known: int, scores: FrameScores, done: list[SoundEvent]
+    ) -> None:
+        """Start, prolong and end the runs of one label over the frames that are new."""
+        own = self._params.of(label)
         run = self._running.pop(label, None)
-        last = len(scores.scores) - 1
-        reach_s = max(0.0, scores.window_s / 2 - self._params.response_s)
-        for frame, score in enumerate(scores.scores[:, index].tolist()):
-            time_s = scores.start_s + frame * scores.hop_s
-            if score < (self._params.on_score if run is None else self._params.off_score):
-                if run is not None:
-                    self._end(label, run, done)
+        half_s = scores.window_s / 2
+        for frame in range(self._n_done, n_known):
+            score = float(smooth[frame])
+            if run is None and score >= own.on_score:
+                if frame == 0:
+                    start_s = float(self._times_s[0]) - min(scores.hop_s, scores.window_s) / 2
+                else:
+                    start_s = self._crossing_s(smooth, frame, own.on_score) + half_s - self._params.response_s
+                run = _Run(max(0.0, start_s), 1, score, is_from_start=frame == 0)
+            elif run is not None and score >= own.off_score:
+                run = replace(run, n_frames=run.n_frames + 1, score=max(run.score, score))
+            elif run is not None:
+                end_s = self._crossing_s(smooth, frame, own.off_score) - half_s + self._params.release_s
+                self._end(label, run, end_s, done)
                 run = None
-                continue
-            # windows end where the chunk does, on either side
-            ahead_s = min(reach_s, (last - frame) * scores.hop_s)
-            behind_s = min(reach_s, frame * scores.hop_s)
-            end_s = time_s if frame == last else time_s - behind_s
-            if run is None:
-                start_s = time_s if frame == 0 else time_s + ahead_s
-                run = _Run(start_s, time_s, time_s, end_s, score)
-            else:
-                run = replace(run, last_hot_s=time_s, end_s=max(run.end_s, end_s), score=max(run.score, score))
         if run is not None:
             self._running[label] = run
 
-    def _end(self, label: str, run: _Run, done: list[SoundEvent], *, is_certain: bool = False) -> None:
+    def _crossing_s(self, smooth: NDArray[np.float32], frame: int, threshold: float) -> float:
+        """When the scores pass the threshold on their way to this frame from the one before."""
+        before, after = float(smooth[frame - 1]), float(smooth[frame])
+        before_s, after_s = float(self._times_s[frame - 1]), float(self._times_s[frame])
+        return before_s + (after_s - before_s) * (threshold - before) / (after - before)
+
+    def _end(self, label: str, run: _Run, end_s: float, done: list[SoundEvent], *, is_certain: bool = False) -> None:
         """Turn a run that is long enough, or certain, into an event; join it to the one before after a short gap."""
-        if run.last_hot_s - run.first_hot_s < self._params.min_hot_s and not is_certain:
+        own, shortest_s = self._params.of(label), self._params.min_duration_s
+        if run.n_frames < own.n_min_frames and not is_certain:
             return
-        start_s, end_s = run.start_s, run.end_s
-        if end_s - start_s < self._params.min_duration_s:
-            middle_s = float(np.clip((start_s + end_s) / 2, run.first_hot_s, run.last_hot_s))
-            half_s = self._params.min_duration_s / 2
-            start_s, end_s = max(0.0, middle_s - half_s), middle_s + half_s
+        start_s = run.start_s
+        if end_s - start_s < shortest_s:
+            start_s = max(0.0, (start_s + end_s - shortest_s) / 2)
+            end_s = start_s + shortest_s
         event = SoundEvent(label=label, score=min(1.0, run.score), start_s=start_s, end_s=end_s)
         before = self._ended.pop(label, None)
         if before is not None:
-            if event.start_s - before.end_s <= self._params.max_gap_s:
-                event = SoundEvent(
-                    label=label,
+            if event.start_s - before.end_s <= own.max_gap_s:
+                event = replace(
+                    event,
                     score=max(before.score, event.score),
                     start_s=min(before.start_s, event.start_s),
                     end_s=max(before.end_s, event.end_s),
