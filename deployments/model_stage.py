@@ -70,6 +70,7 @@ class ModelStage(Generic[ModelT, ConfigT, InputT, OutputT]):
                     raise
                 self._config_refused = Refusal(None, f"user_config: {told(e)}")
                 _log.error("%s; the last one stays", self._config_refused.reason)
+                self._meter.show(self._state)
                 return
             self._config_refused = None
             self.stop_following()
@@ -93,7 +94,7 @@ class ModelStage(Generic[ModelT, ConfigT, InputT, OutputT]):
         if config.shadow is not None:
             is_done &= await self._put(self._shadow.slot, config, config.shadow.version)
         self._shadow.configure(config.shadow)
-        self._meter.show(await self.served_model())
+        self._meter.show(self._state)
         return is_done
 
     async def _put(self, slot: ModelSlot[ModelT], config: ConfigT, version: str | None) -> bool:
@@ -118,8 +119,9 @@ class ModelStage(Generic[ModelT, ConfigT, InputT, OutputT]):
 
     async def served_model(self) -> ServedModel:
         """What is really served, and what was refused."""
-        return ServedModel(
-            self._slot.model.card,
-            refused=self._config_refused or self._slot.refused,
-            candidate=self._shadow.state,
-        )
+        return self._state
+
+    @property
+    def _state(self) -> ServedModel:
+        refused = self._config_refused or self._slot.refused
+        return ServedModel(self._slot.model.card, refused=refused, candidate=self._shadow.state)
