@@ -79,12 +79,13 @@ class SpeechGraph(ServedGraph):
         padded_s = tf.cast(n_samples, tf.float64) / rate + 2 * decoding.silence_s
         max_tokens = tf.cast(tf.math.ceil(decoding.max_tokens_per_s * padded_s), tf.int32)
         samples, n_samples = _fitted(samples, n_samples + 2 * n_silence)
-        token_ids, n_tokens, sum_logprob = greedy(self._weights(), self._params, samples, n_samples, max_tokens)
+        encoded = model.encode(self._weights(), self._params, samples, n_samples)
+        token_ids, n_tokens, logprobs = greedy(self._weights(), self._params, encoded, max_tokens)
         return {
             "text": self._text(token_ids),
             "token_ids": token_ids,
             "n_tokens": n_tokens,
-            "avg_logprob": sum_logprob / tf.cast(n_tokens, tf.float32),
+            "avg_logprob": tf.reduce_sum(logprobs, axis=1) / tf.cast(n_tokens, tf.float32),
             "has_ended": tf.reduce_any(token_ids == self._params.end_token_id, axis=1),
         }
 

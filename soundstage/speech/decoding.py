@@ -14,6 +14,18 @@ from soundstage.params import MoonshineParams
 from soundstage.speech import model, shortlist
 
 
+class Trace(NamedTuple):
+    """What is known of each token of a row.
+
+    Attributes:
+        logprobs: float32 (n_tokens,), natural logarithms of their probabilities.
+        attention: float32 (n_tokens, n_frames), where in the audio the model looked, see `model.cross_attention`.
+    """
+
+    logprobs: NDArray[np.float32]
+    attention: NDArray[np.float32]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
     """What the model wrote for one row.
@@ -22,11 +34,13 @@ class Decoded:
         token_ids: Without the special ones.
         avg_logprob: Mean natural logarithm of the probability of each token, that of the end included.
         has_ended: The model ended by itself, rather than at the limit.
+        trace: None for a model that has no heads for it.
     """
 
     token_ids: tuple[int, ...]
     avg_logprob: float
     has_ended: bool
+    trace: Trace | None = None
 
 
 class _Rows(NamedTuple):
@@ -34,7 +48,6 @@ class _Rows(NamedTuple):
 
     last: tf.Tensor
     n_tokens: tf.Tensor
-    sum_logprob: tf.Tensor
     is_active: tf.Tensor
 
 
@@ -62,10 +75,8 @@ class GreedyDecoder:
             tf.TensorSpec((None,), tf.int32),
             tf.TensorSpec((None,), tf.int32),
         ]
-        self._run = tf.function(
-            lambda *inputs: greedy(self._weights, params, *inputs, next_token=next_token),
-            input_signature=signature,
-        )
+        self._next_token = next_token
+        self._run = tf.function(self._write, input_signature=signature)
 
     def decode(self, batch: Sequence[NDArray[np.float32]], max_tokens: Sequence[int]) -> list[Decoded]:
         """Decode waveforms together.
@@ -81,74 +92,93 @@ class GreedyDecoder:
         padded = np.zeros((len(batch), model.pad_length(max(n_samples))), np.float32)
         for row, samples in zip(padded, batch, strict=True):
             row[: len(samples)] = samples
-        token_ids, n_tokens, sum_logprob = (
+        token_ids, n_tokens, logprobs, attention = (
             result.numpy()
             for result in self._run(padded, np.array(n_samples, np.int32), np.array(max_tokens, np.int32))
         )
-        decoded = []
-        for row, n, logprob in zip(token_ids, n_tokens, sum_logprob, strict=True):
-            has_ended = row[n - 1] == self._params.end_token_id
-            text_ids = tuple(row[: n - has_ended].tolist())
-            decoded.append(Decoded(token_ids=text_ids, avg_logprob=float(logprob / n), has_ended=bool(has_ended)))
+        decoded, has_trace = [], bool(self._params.alignment_heads)
+        for i, n in enumerate(n_tokens):
+            has_ended = bool(token_ids[i, n - 1] == self._params.end_token_id)
+            n_text, n_frames = n - has_ended, model.n_frames_of(n_samples[i])
+            decoded.append(
+                Decoded(
+                    token_ids=tuple(token_ids[i, :n_text].tolist()),
+                    avg_logprob=float(logprobs[i, :n].mean()),
+                    has_ended=has_ended,
+                    trace=Trace(logprobs[i, :n_text], attention[i, :n_text, :n_frames]) if has_trace else None,
+                )
+            )
         return decoded
+
+    def _write(self, samples: tf.Tensor, n_samples: tf.Tensor, max_tokens: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        weights, params = self._weights, self._params
+        encoded = model.encode(weights, params, samples, n_samples)
+        token_ids, n_tokens, logprobs = greedy(weights, params, encoded, max_tokens, next_token=self._next_token)
+        # Once more over the finished text, all tokens at once: far cheaper than noting it at every step.
+        before = tf.concat([tf.fill([tf.shape(token_ids)[0], 1], params.start_token_id), token_ids[:, :-1]], axis=1)
+        attention = model.cross_attention(
+            weights, params, before, encoded, layer=params.alignment_layer, heads=params.alignment_heads
+        )
+        return token_ids, n_tokens, logprobs, attention
 
 
 def greedy(
     weights: model.Weights,
     params: MoonshineParams,
-    samples: tf.Tensor,
-    n_samples: tf.Tensor,
+    encoded: model.Encoded,
     max_tokens: tf.Tensor,
     *,
     next_token: shortlist.NextToken | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The whole computation, for a graph.
+    """The loop over tokens, for a graph.
 
     Args:
         weights: As from `model.prepare`.
         params: Of the same model.
-        samples: float32 (n_batch, n_padded), as for `model.encode`.
-        n_samples: int32 (n_batch,); what follows in a row is padding.
+        encoded: Of the waveforms.
         max_tokens: int32 (n_batch,), after how many tokens each row is cut off.
         next_token: How the most probable token is found; by the whole output head unless given.
 
     Returns:
         Token numbers int32 (n_batch, n_steps), how many of them are the row's own with its end, int32 (n_batch,), and
-        the sum of their natural log probabilities, float32 (n_batch,).
+        the natural logarithms of their probabilities, float32 (n_batch, n_steps), zero after a row's end.
     """
     next_token = next_token or shortlist.whole_head(weights)
-    encoded = model.encode(weights, params, samples, n_samples)
-    n_batch = tf.shape(samples)[0]
+    n_batch = tf.shape(max_tokens)[0]
 
-    def step(position: tf.Tensor, rows: _Rows, written: tf.Tensor, cache: model.Cache) -> tuple[Any, ...]:
+    def step(
+        position: tf.Tensor, rows: _Rows, written: tf.Tensor, logprobs: tf.Tensor, cache: model.Cache
+    ) -> tuple[Any, ...]:
         states, cache = model.decoder_states(weights, params, rows.last[:, None], cache, encoded, position=position)
         token, logprob = next_token(states)
         token = tf.where(rows.is_active, token, params.end_token_id)
+        logprob = tf.where(rows.is_active, logprob, 0.0)
         n_tokens = rows.n_tokens + tf.cast(rows.is_active, tf.int32)
         rows = _Rows(
             last=token,
             n_tokens=n_tokens,
-            sum_logprob=rows.sum_logprob + tf.where(rows.is_active, logprob, 0.0),
             is_active=rows.is_active & (token != params.end_token_id) & (n_tokens < max_tokens),
         )
-        return position + 1, rows, tf.concat([written, token[:, None]], axis=1), cache
+        written = tf.concat([written, token[:, None]], axis=1)
+        return position + 1, rows, written, tf.concat([logprobs, logprob[:, None]], axis=1), cache
 
     rows = _Rows(
         last=tf.fill([n_batch], params.start_token_id),
         n_tokens=tf.zeros([n_batch], tf.int32),
-        sum_logprob=tf.zeros([n_batch]),
         is_active=tf.fill([n_batch], True),
     )
-    first = tf.constant(0), rows, tf.zeros([n_batch, 0], tf.int32), model.empty_cache(params, n_batch)
+    nothing = tf.zeros([n_batch, 0], tf.int32), tf.zeros([n_batch, 0], tf.float32)
+    first = tf.constant(0), rows, *nothing, model.empty_cache(params, n_batch)
     any_row = tf.TensorShape([None])
     growing = tf.TensorShape([None, params.n_heads, None, params.hidden_size // params.n_heads])
     shapes = (
         tf.TensorShape([]),
-        _Rows(any_row, any_row, any_row, any_row),
+        _Rows(any_row, any_row, any_row),
+        tf.TensorShape([None, None]),
         tf.TensorShape([None, None]),
         ((growing, growing),) * params.n_decoder_layers,
     )
-    _, rows, written, _ = tf.while_loop(
+    _, rows, written, logprobs, _ = tf.while_loop(
         lambda _, rows, *__: tf.reduce_any(rows.is_active), step, first, shape_invariants=shapes
     )
-    return written, rows.n_tokens, rows.sum_logprob
+    return written, rows.n_tokens, logprobs

@@ -7,14 +7,16 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from soundstage.errors import ModelError, SampleRateMismatch
 from soundstage.models.registry import ModelCard, ModelFolder
 from soundstage.models.runtime import limit_threads
-from soundstage.params import DecodingParams, MoonshineParams
+from soundstage.params import AlignmentParams, DecodingParams, MoonshineParams
+from soundstage.speech.alignment import Utterance, align, confidences, timed_words, tokens_of_words
 from soundstage.speech.decoding import Decoded, GreedyDecoder
 from soundstage.speech.tokenizer import TOKENIZER_NAME, Tokenizer
-from soundstage.types import Segment, Waveform
+from soundstage.types import Segment, Waveform, Word
 
 
 class Transcriber:
@@ -42,6 +44,8 @@ class Transcriber:
         self._tokenizer = Tokenizer.read(folder.path / TOKENIZER_NAME)
         if len(self._tokenizer) != self._model_params.vocabulary_size:
             raise ModelError(f"the tokenizer in {folder.path} knows {len(self._tokenizer)} tokens, the model others")
+        self._n_silence = round(self.params.silence_s * self._model_params.sample_rate)
+        self._alignment_params = AlignmentParams()
         self._decoder = GreedyDecoder(folder.weights(), self._model_params)
 
     def warm_up(self) -> None:
@@ -61,7 +65,8 @@ class Transcriber:
             waveforms: Speech regions, 16 kHz, at most 30 s each: the model was trained on no longer ones.
 
         Returns:
-            One for each waveform, with its times; None where there is no text that can be believed.
+            One for each waveform, with its times and those of its words; None where there is no text that can be
+            believed.
 
         Raises:
             SampleRateMismatch: A waveform has another rate than the model.
@@ -72,12 +77,14 @@ class Transcriber:
                     f"the waveform has {waveform.sample_rate} Hz, the model {self._model_params.sample_rate} Hz"
                 )
         segments: list[Segment | None] = [None] * len(waveforms)
+        silence = np.zeros(self._n_silence, np.float32)
         for indices in self._batches(waveforms):
-            silence = np.zeros(round(self.params.silence_s * self._model_params.sample_rate), np.float32)
             batch = [np.concatenate([silence, waveforms[i].samples, silence]) for i in indices]
             max_tokens = [math.ceil(self.params.max_tokens_per_s * self._padded_s(waveforms[i])) for i in indices]
-            for i, decoded in zip(indices, self._decoder.decode(batch, max_tokens), strict=True):
-                segments[i] = self._segment(waveforms[i], decoded)
+            decoded = self._decoder.decode(batch, max_tokens)
+            words = self._words([waveforms[i] for i in indices], batch, decoded)
+            for i, row, row_words in zip(indices, decoded, words, strict=True):
+                segments[i] = self._segment(waveforms[i], row, row_words)
         return segments
 
     def _padded_s(self, waveform: Waveform) -> float:
@@ -95,12 +102,38 @@ class Transcriber:
             batches[-1].append(i)
         return batches
 
-    def _segment(self, waveform: Waveform, decoded: Decoded) -> Segment | None:
+    def _words(
+        self, waveforms: Sequence[Waveform], batch: Sequence[NDArray[np.float32]], decoded: Sequence[Decoded]
+    ) -> list[tuple[Word, ...]]:
+        """Of each waveform; none where the model does not tell where it looked."""
+        words: list[tuple[Word, ...]] = [()] * len(decoded)
+        traces = {row: result.trace for row, result in enumerate(decoded) if result.trace is not None}
+        tokens = {row: tokens_of_words(self._tokenizer, decoded[row].token_ids) for row in traces}
+        utterances = [
+            Utterance(samples=batch[row], n_silence=self._n_silence, attention=trace.attention, words=tokens[row])
+            for row, trace in traces.items()
+        ]
+        for row, spans in zip(traces, align(utterances, self._alignment_params), strict=True):
+            token_ids = decoded[row].token_ids
+            words[row] = timed_words(
+                self._tokenizer.decode(token_ids).split(),
+                spans,
+                confidences(self._tokenizer, token_ids, traces[row].logprobs, tokens[row]),
+                start_s=waveforms[row].start_s,
+                end_s=waveforms[row].end_s,
+            )
+        return words
+
+    def _segment(self, waveform: Waveform, decoded: Decoded, words: tuple[Word, ...]) -> Segment | None:
         text = self._tokenizer.decode(decoded.token_ids)
         if not self._is_believable(text, decoded):
             return None
         return Segment(
-            start_s=waveform.start_s, end_s=waveform.end_s, text=text, avg_logprob=min(decoded.avg_logprob, 0.0)
+            start_s=waveform.start_s,
+            end_s=waveform.end_s,
+            text=text,
+            words=words,
+            avg_logprob=min(decoded.avg_logprob, 0.0),
         )
 
     def _is_believable(self, text: str, decoded: Decoded) -> bool:

@@ -21,7 +21,14 @@ from soundstage.speech.transcriber import Transcriber, compression_ratio
 from soundstage.types import Waveform
 
 TINY = MoonshineParams(
-    hidden_size=16, n_heads=2, n_encoder_layers=2, n_decoder_layers=2, rotary_size=4, vocabulary_size=12
+    hidden_size=16,
+    n_heads=2,
+    n_encoder_layers=2,
+    n_decoder_layers=2,
+    rotary_size=4,
+    vocabulary_size=12,
+    alignment_layer=1,
+    alignment_heads=(1,),
 )
 PIECES = ["<unk>", "<s>", "</s>", "▁zero", "▁one", "▁two", "▁three", "▁You", ".", "▁♪", "▁seven", "▁eight"]
 CARD = ModelCard(name="tiny", version="1", kind="speech", description="", licence="CC0-1.0", source="test")
