@@ -147,6 +147,8 @@ def test_the_shipped_sound_model_scores_a_recording_alike(
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The exported model as a server calls it, and the listener."""
-    folder = registry.find("soundstage-sounds")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOUNDSTAGE_MODELS_DIR", str(tmp_path_factory.mktemp("cache")))
+        folder = registry.find("soundstage-sounds")
     exported = export(folder, tmp_path_factory.mktemp("serving"), precision="float32", on_progress=print)
     return tf.saved_model.load(exported.path).signatures["serving_default"], SoundListener(folder)
