@@ -1,228 +1,411 @@
-"""Training on a folder of clips: a tiny run works end to end, and a bad folder is told what is wrong with it."""
+"""Training from a folder to a live model: the walk-through of the README, breaks, full disks, other backends."""
 
 from __future__ import annotations
 
-import csv
 import json
-import wave
-from collections.abc import Sequence
+import os
+import re
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from safetensors import safe_open
+from tensorboardX.proto.event_pb2 import Event
 from typer.testing import CliRunner
 
 from soundstage.models.registry import open_folder
 from soundstage.sound.listener import SoundListener
-from soundstage.sound.model import SoundParams, body_weights, build_body
+from soundstage.sound.model import SoundParams, network_weights
 from soundstage.types import Waveform
-from training.data import BadFolder, read_clip, read_meta
+from tests.conftest import ROOT
+from tests.unit.tiny_clips import sound, tiny_clips, write_table
 from training.sound_classification import evaluate, train
-from training.sound_classification.data import material
-from training.sound_classification.data.examples import SILENT_LEVEL, Mixer
-from training.sound_classification.data.music import compose
-from training.sound_classification.model.yamnet import NotYamnet
+from training.sound_classification.config import Config
+from training.sound_classification.learning import build_classifier, write_whole
+from training.sound_classification.measure import late, short_windows
+from training.sound_classification.train import summary
 
-SECOND = 16_000
-
-
-def write_wav(path: Path, samples: NDArray[np.float32]) -> None:
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SECOND)
-        file.writeframes((np.clip(samples, -1, 1) * 32_767).astype("<i2").tobytes())
+README = ROOT / "training" / "sound_classification" / "README.md"
+TINY = "training/sound_classification/tiny.yaml"
 
 
-def write_folder(folder: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    (folder / "audio").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for i, row in enumerate(rows):
-        t = np.arange(6 * SECOND) / SECOND
-        sound = np.sin(2 * np.pi * 500 * t) if "beep" in row else rng.standard_normal(len(t))
-        write_wav(folder / "audio" / row[0], (0.1 * (1 + i % 3) * sound).astype(np.float32))
-    with (folder / "meta.csv").open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([columns, *rows])
+def commands_of_the_readme() -> list[str]:
+    block = re.search(r"```console\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert block is not None
+    return [line.removeprefix("$ ") for line in block[1].splitlines()]
 
 
-COLUMNS = ("filename", "fold", "category", "licence")
+def started(arguments: list[str], folder: Path, **environment: str) -> subprocess.Popen[str]:
+    """A command, in a folder from which the checkout's `training` can be seen."""
+    program = {"python": sys.executable, "soundstage": str(Path(sys.executable).parent / "soundstage")}
+    own = {
+        "PYTHONPATH": str(ROOT),
+        "SOUNDSTAGE_MODELS_DIR": str(folder / "registry"),
+        "CUDA_VISIBLE_DEVICES": "",
+        "COLUMNS": "200",
+    }
+    return subprocess.Popen(
+        [program[arguments[0]], *arguments[1:]],
+        cwd=folder,
+        env={**os.environ, **own, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
-@pytest.fixture
-def clips(tmp_path: Path) -> Path:
-    rows = [
-        (f"{fold}-{label}-{i}.wav", str(fold), label, material.FREE_LICENCE)
-        for fold in (1, 2)
-        for label in ("beep", "hiss")
-        for i in range(4)
-    ]
-    write_folder(tmp_path / "clips", COLUMNS, [*rows, ("nc.wav", "1", "beep", "CC-BY-NC")])
-    return tmp_path / "clips"
+def run(arguments: list[str], folder: Path, **environment: str) -> tuple[int, str, str]:
+    process = started(arguments, folder, **environment)
+    stdout, stderr = process.communicate()
+    return process.returncode, stdout, " ".join(stderr.split())
 
 
-@pytest.fixture
-def speech(tmp_path: Path) -> Path:
-    write_folder(tmp_path / "speech", ("filename", "transcript"), [(f"{i}.wav", "Hello there.") for i in range(5)])
-    return tmp_path / "speech"
+@dataclass(frozen=True)
+class Walk:
+    folder: Path
+    answers: list[str]
 
 
-class FakeYamnet:
-    """Random weights and no opinion, in place of the file."""
-
-    def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise NotYamnet(f"{path} is not a TFLite file")
-
-    def weights(self) -> dict[str, NDArray[np.float32]]:
-        return body_weights(build_body(SoundParams(sounds=("any",))))
-
-    def names(self) -> list[str]:
-        return ["Beep", "Speech"]
-
-    def classifier(self) -> NDArray[np.float32]:
-        return np.ones((2, 1024), np.float32)
-
-    def scores(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.zeros(521, np.float32)
+def walked(folder: Path) -> Walk:
+    """Every command of the README, in a folder."""
+    tiny_clips(folder / "my-clips")
+    (folder / "training" / "sound_classification").mkdir(parents=True)
+    shutil.copy(ROOT / TINY, folder / TINY)
+    answers = []
+    for command in commands_of_the_readme():
+        code, stdout, stderr = run(shlex.split(command), folder, PYTHONSAFEPATH="1")
+        assert code == 0, f"{command}: {stderr}"
+        answers.append(stdout)
+    return Walk(folder, answers)
 
 
-@pytest.fixture
-def yamnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(train, "Yamnet", FakeYamnet)
-    monkeypatch.setattr(material, "Yamnet", FakeYamnet)
-    monkeypatch.setattr(train, "limit_threads", lambda _n: None)  # another test has used TensorFlow before
-    path = tmp_path / "yamnet.tflite"
-    path.write_bytes(b"fake")
-    return path
+@contextmanager
+def largest_file(n_bytes: int) -> Iterator[None]:
+    """As on a full disk: no file of this process grows beyond it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def run(*arguments: str | Path) -> tuple[int, str, str]:
+def trained(*arguments: str | Path) -> tuple[int, str, str]:
     result = CliRunner().invoke(train.app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
     return result.exit_code, result.stdout, " ".join(result.stderr.split())
 
 
 @pytest.fixture
-def common(clips: Path, speech: Path, yamnet: Path, tmp_path: Path) -> list[str | Path]:
-    options = {
-        "--data": clips,
-        "--speech": speech,
-        "--yamnet": yamnet,
-        "--cache": tmp_path / "cache",
-        "--runs": tmp_path / "runs",
-    }
-    arguments: list[str | Path] = [part for option in options.items() for part in option]
-    return [*arguments, "--folds", "1,2", "--epochs", "1", "--batch-size", "4", "--material-seconds", "8"]
+def _any_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another test of this process has used TensorFlow before, with other threads."""
+    monkeypatch.setattr(train, "limit_threads", lambda _n: None)
 
 
-def test_a_tiny_run_writes_a_model_that_listens(common: list[str | Path], tmp_path: Path) -> None:
-    code, stdout, stderr = run(*common, "--cross-validate", "--test-folds", "2")
-    assert code == 0, stderr
-    assert set(json.loads(stdout.splitlines()[-1])) == {"top1_fold_2", "top1_mean"}
+def check_that_the_model_knows_its_sounds(walk: Walk) -> None:
+    measured, written, verified, promoted, evaluated = walk.answers
+    figures = json.loads(measured.splitlines()[-1])
+    assert figures.keys() == {"top1_mean", "top1_quiet", "top1_late", "top1_2s", "top1_fold_1", "top1_fold_2"}
+    assert figures["top1_mean"] >= 0.6, "it learns nothing: chance is 0.33"
 
-    code, stdout, stderr = run(*common, "--output", tmp_path / "registry")
-    assert code == 0, stderr
-    figures = json.loads(stdout.splitlines()[-1])
-    assert {"top1_fold_2", "speech_found", "silence_found"} <= set(figures)
+    folder = open_folder(walk.folder / "models" / "my-sounds" / "1")
+    assert folder.card.metrics == json.loads(written.splitlines()[-1])
+    assert figures.items() <= folder.card.metrics.items(), "the card has the figures of cross-validation"
+    assert {"speech_found", "silence_found"} <= folder.card.metrics.keys() or not shutil.which("espeak-ng")
+    about = json.loads((folder.path / "metrics.json").read_text(encoding="utf-8"))
+    assert about["figures"] == folder.card.metrics
+    assert about["config"]["learning"]["n_epochs"] == 25
+    card = (folder.path / "README.md").read_text(encoding="utf-8")
+    assert "24 clips of `my-clips`" in card
+    assert "| top1_mean |" in card
+    assert {"metrics.json", "README.md", "training-clips.txt", "weights.safetensors"} <= folder.card.files.keys()
 
-    folder = open_folder(tmp_path / "registry" / train.NAME / train.VERSION)
-    assert folder.card.labels == ("beep", "hiss", "speech", "music", "silence")
-    assert folder.card.metrics == pytest.approx(figures)
-    listed = (folder.path / "training-clips.txt").read_text().split()
-    assert len(listed) == 16, "a clip that forbids commercial use was trained on"
-    assert "nc.wav" not in listed
-    tags = SoundListener(folder).listen([Waveform(samples=read_clip(tmp_path / "clips" / "audio" / "nc.wav"))])[0].tags
-    assert np.isfinite(tags).all()
+    assert "my-sounds 1" in verified
+    assert "my-sounds" in promoted
+    assert json.loads(evaluated.splitlines()[-1]) == {"top1": pytest.approx(1.0, abs=0.2), "n_clips": 24}
 
 
-def test_a_bad_folder_is_told_what_is_wrong_with_it(
-    clips: Path, speech: Path, common: list[str | Path], tmp_path: Path
-) -> None:
-    (clips / "audio" / "2-hiss-3.wav").unlink()
-    code, _, stderr = run(*common)
+def check_that_a_model_of_cross_validation_is_one_of_the_registry(walk: Walk) -> None:
+    folder = open_folder(walk.folder / "runs" / "sound" / "models" / "without-fold-2" / "0")
+    clips = (folder.path / "training-clips.txt").read_text(encoding="utf-8").split()
+    assert len(clips) == 12
+    scores = SoundListener(folder).listen([Waveform(samples=sound("hiss", 2.0, 500))])[0]
+    assert scores.labels[:3] == ("beep", "hiss", "sweep")
+    assert np.isfinite(scores.scores).all()
+    whole = open_folder(walk.folder / "models" / "my-sounds" / "1")
+    assert len((whole.path / "training-clips.txt").read_text(encoding="utf-8").split()) == 24
+
+
+def check_that_losses_are_logged_for_tensorboard(walk: Walk) -> None:
+    log = next((walk.folder / "runs" / "sound" / "all-folds" / "seed-0-member-0").glob("events.out.tfevents.*"))
+    data, tags = log.read_bytes(), set()
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + size])
+        tags |= {value.tag for value in event.summary.value}
+        data = data[16 + size :]
+    assert {"loss/loss", "loss/sounds", "loss/steps"} <= tags
+
+
+def check_that_a_full_disk_leaves_the_old_model_as_it_is(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(walk.folder)
+    before = open_folder(walk.folder / "models" / "my-sounds" / "1").card
+    monkeypatch.setattr(train, "behaviour", lambda *_: {})  # only the writing is under test
+    monkeypatch.setattr(train, "SoundListener", lambda _folder: None)
+    whole = train.Trainer.write
+
+    def on_a_full_disk(*arguments: object, **others: object) -> object:
+        with largest_file(1_000_000):
+            return whole(*arguments, **others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(train.Trainer, "write", on_a_full_disk)
+    code, _, stderr = trained("--data", "my-clips", "--config", TINY, "--output", "models")
     assert code == 2
-    assert "1 of the 17 files" in stderr
-    assert "2-hiss-3.wav" in stderr
-
-    write_folder(tmp_path / "no-fold", ("filename", "category"), [("a.wav", "beep")])
-    code, _, stderr = run(*common, "--data", tmp_path / "no-fold")
-    assert code == 2
-    assert "no column fold, licence" in stderr
-
-    code, _, stderr = run(*common, "--data", tmp_path / "nowhere")
-    assert code == 2
-    assert "holds no meta.csv" in stderr
-
-    write_wav(clips / "audio" / "2-hiss-3.wav", np.zeros(100, np.float32))
-    code, _, stderr = run(*common, "--members", "7")
-    assert code == 2
-    assert "members 0 to 1" in stderr
-
-    (speech / "audio" / "0.wav").write_bytes(b"not audio")
-    code, _, stderr = run(*common, "--cache", tmp_path / "other")
-    assert code == 2
-    assert "0.wav cannot be decoded" in stderr
+    assert "File too large" in stderr
+    assert "What was there before is untouched" in stderr
+    assert open_folder(walk.folder / "models" / "my-sounds" / "1").card == before
+    assert [path.name for path in (walk.folder / "models" / "my-sounds").iterdir()] == ["1"]
 
 
-def test_an_empty_table_is_refused(tmp_path: Path) -> None:
-    write_folder(tmp_path / "empty", COLUMNS, [])
-    with pytest.raises(BadFolder, match="names no file"):
-        read_meta(tmp_path / "empty", ["category"])
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("_any_threads")
+def test_the_walk_through_ends_with_a_live_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    walk = walked(tmp_path)
+    check_that_the_model_knows_its_sounds(walk)
+    check_that_a_model_of_cross_validation_is_one_of_the_registry(walk)
+    check_that_losses_are_logged_for_tensorboard(walk)
+    check_that_a_full_disk_leaves_the_old_model_as_it_is(walk, monkeypatch)
 
 
-def tone(frequency_hz: float, duration_s: float) -> NDArray[np.float32]:
-    t = np.arange(round(duration_s * SECOND)) / SECOND
-    return (0.2 * np.sin(2 * np.pi * frequency_hz * t)).astype(np.float32)
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    write_whole(path, "old")
+    with largest_file(10), pytest.raises(OSError, match=r"figures\.json"):
+        write_whole(path, "new" * 1000)
+    assert path.read_text(encoding="utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
-def test_examples_say_what_is_in_them() -> None:
-    params = SoundParams(sounds=("beep", "hiss"))
-    n = params.n_window_samples
-    rng = np.random.default_rng(0)
-    clip = np.zeros((8, n), np.float16)
-    clip[::2, :SECOND] = tone(500, 1.0)
-    clip[1::2] = 0.1 * rng.standard_normal(n)
-    words = 0.1 * rng.standard_normal(20 * SECOND).astype(np.float32)
-    made = material.Material(
-        clips=clip,
-        names=np.array([f"{i}.wav" for i in range(8)]),
-        folds=np.ones(8, np.int64),
-        categories=np.array(["beep", "hiss"] * 4),
-        licences=np.array([material.FREE_LICENCE] * 8),
-        teacher=np.zeros((8, 9, 2), np.float32),
-        speech=words,
-        speech_test=words[:0],
-        music=words,
-        music_test=words[:0],
+def recipe(folder: Path, text: str) -> str:
+    (folder / "recipe.yaml").write_text("window_s: 1.0\ndata: {n_folds: 2, made_s: 0}\n" + text, encoding="utf-8")
+    return "recipe.yaml"
+
+
+FEW_STEPS = """
+augmentation: {short_windows: 0}
+learning: {start: random, n_epochs: 8, batch_size: 4, precision: float32}
+"""
+
+
+def step_of(checkpoint: Path) -> int:
+    with safe_open(checkpoint, "numpy") as file:
+        return int(file.metadata()["step"])
+
+
+@pytest.mark.timeout(900)
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    tiny_clips(tmp_path / "my-clips", 4)
+    command = ["python", "-m", "training.sound_classification.train", "--data", "my-clips"]
+    command += ["--config", recipe(tmp_path, FEW_STEPS.replace("8", "200")), "--checkpoint-steps", "1"]
+    checkpoint = tmp_path / "runs/sound/all-folds/seed-0-member-0/checkpoint.safetensors"
+    process = started(command, tmp_path)
+    try:
+        while not (checkpoint.exists() and step_of(checkpoint) >= 3):
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.communicate()
+    step = step_of(checkpoint)
+
+    process = started(command, tmp_path)
+    try:
+        while step_of(checkpoint) <= step:
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        _, stderr = process.communicate()
+    assert f"goes on at step {step + 1} of " in " ".join(stderr.split())
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("_any_threads")
+def test_another_recipe_does_not_go_on_with_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_clips(tmp_path / "my-clips", 4)
+    folder = tmp_path / "runs/sound/all-folds/seed-0-member-0"
+    folder.mkdir(parents=True)
+    from safetensors.numpy import save_file
+
+    save_file(
+        {"conv/bias": np.zeros(32, np.float32)}, folder / "weights.safetensors", {"fingerprint": "x", "step": "9"}
     )
-    mixer = Mixer(made, np.arange(8), params, seed=1)
-    sounds, silent = [], 0
-    for _ in range(30):
-        for batch in mixer.batches(4):
-            assert np.isfinite(batch.log_mel).all()
-            assert (batch.steps.sum(axis=1) >= 1).all()
-            sounds += batch.sound.tolist()
-            is_silent = batch.extra[:, 2] == 1
-            silent += int(is_silent.sum())
-            assert (batch.sound[is_silent] == 2).all(), "silence is none of the sounds"
-            assert (batch.extra[is_silent, :2] == 0).all(), "nobody speaks or plays in silence"
-    assert {0, 1, 2} == set(sounds)
-    assert silent > 0
-    assert SILENT_LEVEL > 0
+    code, _, stderr = trained("--data", "my-clips", "--config", recipe(tmp_path, FEW_STEPS))
+    assert code == 2
+    assert "another recipe or other clips" in stderr
+    (folder / "weights.safetensors").write_bytes(b"half a file")
+    code, _, stderr = trained("--data", "my-clips", "--config", recipe(tmp_path, FEW_STEPS))
+    assert code == 2
+    assert "weights.safetensors is damaged" in stderr
 
 
-def test_the_same_seed_gives_the_same_examples_and_music() -> None:
-    first, second = (compose(np.random.default_rng(7), tempo_bpm=120, n_bars=4) for _ in range(2))
-    assert first == second
-    assert first != compose(np.random.default_rng(8), tempo_bpm=120, n_bars=4)
-    assert first[:4] == b"MThd"
-
-
-def test_evaluation_counts_only_labels_of_the_table(
-    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("_any_threads")
+def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = {"beep": 0.2, "hiss": 0.1, "speech": 0.9}
+    monkeypatch.chdir(tmp_path)
+    tiny_clips(tmp_path / "my-clips", 4)
+    wild = FEW_STEPS.replace("learning: {", "learning: {body_rate: 1.0e+25, head_rate: 1.0e+25, warm_up: 0.5, ")
+    code, _, stderr = trained("--data", "my-clips", "--config", recipe(tmp_path, wild), "--checkpoint-steps", "1")
+    assert code == 2
+    assert re.search(r"(the loss is (nan|inf) at|no numbers any more after) step \d+ of 24", stderr), stderr
+    checkpoint = tmp_path / "runs/sound/all-folds/seed-0-member-0/checkpoint.safetensors"
+    assert str(checkpoint.relative_to(tmp_path)) in stderr
+    with safe_open(checkpoint, "numpy") as file:
+        assert all(np.isfinite(file.get_tensor(name)).all() for name in file.keys())  # noqa: SIM118
+    assert not (tmp_path / "runs/models").exists()
+
+
+BLOCKER = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "tensorflow":
+            raise ImportError("TensorFlow is not here")
+sys.meta_path.insert(0, Blocked())
+from training.sound_classification.train import app
+app()
+"""
+
+
+@pytest.mark.timeout(900)
+def test_jax_trains_where_there_is_no_tensorflow(tmp_path: Path) -> None:
+    tiny_clips(tmp_path / "my-clips", 4)
+    config = recipe(tmp_path, FEW_STEPS.replace("8", "1"))
+    command = ["python", "-c", BLOCKER, "--data", "my-clips", "--config", config, "--output", "models"]
+    code, stdout, stderr = run(command, tmp_path, KERAS_BACKEND="jax", JAX_PLATFORMS="cpu")
+    assert code == 0, stderr
+    assert "silence_found" in json.loads(stdout.splitlines()[-1])
+    folder = open_folder(tmp_path / "models" / "my-sounds" / "1")
+    assert json.loads((folder.path / "metrics.json").read_text(encoding="utf-8"))["keras_backend"] == "jax"
+    scores = SoundListener(folder).listen([Waveform(samples=sound("beep", 1.0, 0))])[0]
+    assert np.isfinite(scores.scores).all()
+
+
+@pytest.mark.usefixtures("_any_threads")
+def test_what_is_wrong_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_clips(tmp_path / "my-clips", 4)
+
+    def complaint(*arguments: str | Path, text: str = FEW_STEPS) -> str:
+        code, _, stderr = trained("--data", "my-clips", "--config", recipe(tmp_path, text), *arguments)
+        assert code == 2
+        return stderr
+
+    assert "starts from YAMNet" in complaint(text="")
+    assert "learning.n_epoch: there is no such key" in complaint(text="learning: {n_epoch: 3}")
+    (tmp_path / "no.tflite").write_bytes(b"nothing of the kind")
+    assert "no.tflite is not a TFLite file" in complaint("--yamnet", "no.tflite", text="")
+    assert "has no fold 7; it has 1, 2" in complaint("--cross-validate", "--test-folds", "7")
+    licences = FEW_STEPS + "\ndata: {licences: [CC0]}"
+    assert "has a licence of CC0" in complaint(text=licences)
+    (tmp_path / "my-clips" / "beep-0.wav").write_bytes(b"not audio")
+    assert "beep-0.wav cannot be decoded" in complaint()
+    (tmp_path / "my-clips" / "beep-0.wav").unlink()
+    assert "beep-0.wav" in complaint()
+    assert "meta.csv" in complaint("--data", tmp_path / "nowhere")
+
+
+def test_frozen_layers_stay_and_the_heads_learn_faster() -> None:
+    params = SoundParams(sounds=("beep", "hiss"), window_s=1.0)
+    config = Config.model_validate(
+        {"learning": {"start": "random", "frozen_blocks": 2, "warm_up": 0, "precision": "float32", "dropout": 0}}
+    )
+    classifier = build_classifier(params, config, None, n_steps=10, seed=0)
+    before = network_weights(classifier)
+    rng = np.random.default_rng(0)
+    targets = {
+        "sounds": np.eye(3, dtype=np.float32)[[0, 1]],
+        "extras": np.zeros((2, 3), np.float32),
+        "frames": np.zeros((2, 4, 5), np.float32),
+        "frame_weights": np.ones((2, 4, 5), np.float32),
+    }
+    losses = [
+        classifier.train_on_batch(rng.standard_normal((2, 98, 64), np.float32), targets, return_dict=True)["loss"]
+    ]
+    after = network_weights(classifier)
+    assert np.isfinite(losses).all()
+    moved = {name: float(np.abs(after[name] - before[name]).max()) for name in before}
+    frozen = ("conv", "depthwise_1", "pointwise_1", "depthwise_2", "pointwise_2")
+    assert all(moved[f"{name}/kernel"] == 0 for name in frozen)
+    assert moved["pointwise_3/kernel"] == pytest.approx(config.learning.body_rate, rel=0.1)
+    assert moved["clip/kernel"] == pytest.approx(config.learning.head_rate, rel=0.1)
+    # the first average is a tenth of the way: 1 - (1 + 1) / (10 + 1) from the start
+    average = dict(zip((v.path for v in classifier.trainable_variables), classifier.optimizer.averages, strict=True))[
+        "clip/kernel"
+    ]
+    np.testing.assert_allclose(
+        average.numpy(),
+        before["clip/kernel"] + 9 / 11 * (after["clip/kernel"] - before["clip/kernel"]),
+        atol=1e-6,
+    )
+
+
+def test_figures_over_folds_and_seeds() -> None:
+    found = {
+        ("1", 0): {"top1": 0.8, "top1_quiet": 0.7},
+        ("2", 0): {"top1": 0.9, "top1_quiet": 0.8},
+        ("1", 1): {"top1": 0.6, "top1_quiet": 0.7},
+        ("2", 1): {"top1": 0.9, "top1_quiet": 0.8},
+        ("1", 2): {"top1": 0.1, "top1_quiet": 0.1},  # without fold 2: not counted
+    }
+    assert summary(found) == pytest.approx(
+        {
+            "top1_mean": 0.8,
+            "top1_std": 0.0707,
+            "top1_quiet": 0.75,
+            "top1_quiet_std": 0.0,
+            "top1_fold_1": 0.7,
+            "top1_fold_2": 0.9,
+        }
+    )
+    assert summary({}) == {}
+
+
+def test_short_windows_hold_the_loudest_moment() -> None:
+    samples = np.full(80_000, 0.01, np.float32)
+    samples[40_000:44_000] = 0.5
+    windows = short_windows(samples)
+    assert len(windows) == 8
+    assert all(len(window) == 32_000 and (window == 0.5).sum() == 4_000 for window in windows)
+    assert [len(window) for window in short_windows(samples[:20_000])] == [20_000]
+    moved = late(samples)
+    assert len(moved) == len(samples)
+    assert (moved[56_000:60_000] == 0.5).all()
+
+
+def test_evaluation_counts_only_labels_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_clips(tmp_path / "clips", 2)
+    answers = {"beep": 0.2, "hiss": 0.1, "sweep": 0.0, "speech": 0.9}
     monkeypatch.setattr(evaluate, "listened", lambda rows, _model, _threads: ({**answers} for _ in rows))
-    result = CliRunner().invoke(evaluate.app, ["--data", str(clips), "--json"])
-    assert result.exit_code == 0
-    assert json.loads(result.stdout.splitlines()[-1]) == {"top1": pytest.approx(9 / 17), "n_clips": 17}
+
+    def figures() -> dict[str, float]:
+        result = CliRunner().invoke(evaluate.app, ["--data", str(folder), "--json"])
+        assert result.exit_code == 0
+        return dict(json.loads(result.stdout.splitlines()[-1]))
+
+    assert figures() == {"top1": pytest.approx(2 / 6), "n_clips": 6}
+    write_table(folder, ("filename", "label"), [("beep-0.wav", "hiss; beep"), ("hiss-0.wav", "hiss")])
+    assert figures() == {"top1": 0.5, "n_clips": 2}

@@ -21,6 +21,7 @@ from soundstage.models.runtime import limit_threads
 from soundstage.pipeline import SOUND_MODEL
 from soundstage.types import Waveform
 from training.data import BadFolder, Row, read_clip, read_meta
+from training.sound_classification.data.table import LABEL_COLUMNS, SEPARATOR
 
 N_CONCURRENT = 8
 TIMEOUT_S = 120.0
@@ -70,6 +71,26 @@ def asked(rows: list[Row], url: str) -> Iterator[Scores]:
         yield from pool.map(ask, rows)
 
 
+def labelled(data: Path, folds: str | None) -> list[tuple[Row, set[str]]]:
+    """Each clip of a folder, and its labels.
+
+    Raises:
+        BadFolder: The table cannot be used, or has no clip of these folds.
+    """
+    rows = read_meta(data, ["fold"] if folds else [])
+    column = next((column for column in LABEL_COLUMNS if column in rows[0].values), None)
+    if column is None:
+        raise BadFolder(f"{data / 'meta.csv'} has no column {' or '.join(LABEL_COLUMNS)}")
+    clips: dict[Path, tuple[Row, set[str]]] = {}
+    for row in rows:
+        if not folds or row.values["fold"] in folds.split(","):
+            labels = {label.strip() for label in row.values[column].split(SEPARATOR)}
+            clips.setdefault(row.path, (row, set()))[1].update(labels)
+    if not clips:
+        raise BadFolder(f"{data} holds no clip of folds {folds}")
+    return list(clips.values())
+
+
 @app.command(
     epilog="""
 **Examples**
@@ -81,33 +102,30 @@ def asked(rows: list[Row], url: str) -> Iterator[Scores]:
 )
 def main(
     *,
-    data: Annotated[Path, typer.Option(help="Labelled clips, laid out as ESC-50: meta.csv beside audio/.")],
+    data: Annotated[Path, typer.Option(help="Labelled clips, as for training: meta.csv and what it names.")],
     url: Annotated[str | None, typer.Option(help="Ask the service there; its key is $SOUNDSTAGE_API_KEY.")] = None,
     model: Annotated[str, typer.Option(help="Model of the registry that listens in this process.")] = SOUND_MODEL,
     folds: Annotated[str | None, typer.Option(help="Only clips of these folds, such as 1,2.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print nothing but the figures.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="For TensorFlow, in this process.")] = 2,
 ) -> None:
-    """Share of clips whose best-scored tag, among the labels of meta.csv, is the right one.
+    """Share of clips whose best-scored tag, among the labels of meta.csv, is right.
 
     The last line printed is JSON: {"top1": fraction, "n_clips": number}.
     """
     console.quiet = json_
     try:
-        rows = read_meta(data, ["category", *(["fold"] if folds else [])])
-        if folds:
-            rows = [row for row in rows if row.values["fold"] in folds.split(",")]
-        if not rows:
-            raise BadFolder(f"{data} holds no clip of folds {folds}")  # noqa: TRY301
-        labels = {row.values["category"] for row in rows}
+        clips = labelled(data, folds)
+        rows = [row for row, _ in clips]
+        labels = set[str]().union(*(own for _, own in clips))
         answers = asked(rows, url) if url is not None else listened(rows, model, threads)
         n_right, confusions = 0, dict[tuple[str, str], int]()
-        for row, scores in zip(track(rows, "listening", console=console), answers, strict=True):
+        for (_, truths), scores in zip(track(clips, "listening", console=console), answers, strict=True):
             candidates = {label: score for label, score in scores.items() if label in labels}
             best = max(candidates, key=candidates.__getitem__, default="nothing")
-            truth = row.values["category"]
-            n_right += best == truth
-            if best != truth:
+            n_right += best in truths
+            if best not in truths:
+                truth = ", ".join(sorted(truths))
                 confusions[truth, best] = confusions.get((truth, best), 0) + 1
     except (BadFolder, ModelError, httpx.HTTPError) as e:
         Console(stderr=True).print(str(e), style="red", markup=False, highlight=False, soft_wrap=True)

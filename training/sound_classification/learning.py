@@ -73,7 +73,7 @@ class TwoRateAdamW(keras.optimizers.Adam):
         super().build(variables)
         self.averages = self.add_optimizer_variables(variables, "average", initializer="zeros")
         for average, variable in zip(self.averages, variables, strict=True):
-            average.assign(np.array(variable))  # a copy of its own: JAX would share the buffer
+            average.assign(np.array(variable.numpy()))  # a copy: JAX would share the buffer
 
     def apply(self, grads: list[Any], trainable_variables: list[Any] | None = None) -> None:
         """Clip, then step."""
@@ -283,33 +283,36 @@ class Run:
             checkpoint_steps: After how many steps a checkpoint is written.
 
         Raises:
-            Diverged: The loss is not finite.
+            Diverged: The loss or a weight is not finite.
             OSError: The disk refuses; the last checkpoint stays.
             WrongRun: The folder holds another run.
         """
         variables = {f"{i:03d}": v for i, v in enumerate(classifier.variables + classifier.optimizer.variables)}
-        # the state of a dropout's generator is a key of integers
-        variables = {name: v for name, v in variables.items() if not isinstance(v.value, str)}
         first = self._restore(variables)
         for step in range(first, n_steps):
             batch = mixer.batch(step)
             losses = classifier.train_on_batch(batch.log_mel, batch.targets, return_dict=True)
             losses = {name: float(value) for name, value in losses.items()}
             if not np.isfinite(losses["loss"]):
-                raise Diverged(
-                    f"the loss is {losses['loss']} at step {step + 1} of {n_steps} in {self.folder}: the rates are too "
-                    f"high, or the numbers too coarse (learning.precision). "
-                    + (
-                        f"The last good weights are in {self._checkpoint.name} there"
-                        if self._checkpoint.exists()
-                        else "No checkpoint had been written"
-                    )
-                )
+                raise self._diverged(f"the loss is {losses['loss']} at step {step + 1} of {n_steps}")
             if (step + 1) % checkpoint_steps == 0 and step + 1 < n_steps:
-                self._write(self._checkpoint, {name: np.asarray(v) for name, v in variables.items()}, step + 1)
+                arrays = {name: variable.numpy() for name, variable in variables.items()}
+                if not all(np.isfinite(array).all() for array in arrays.values()):
+                    raise self._diverged(f"weights are no numbers any more after step {step + 1} of {n_steps}")
+                self._write(self._checkpoint, arrays, step + 1)
             yield Progress(step + 1, n_steps, losses)
-        self._write(self._result, _averaged(classifier), n_steps)
+        weights = _averaged(classifier)
+        if not all(np.isfinite(array).all() for array in weights.values()):
+            raise self._diverged(f"weights are no numbers any more after step {n_steps}, the last one")
+        self._write(self._result, weights, n_steps)
         self._checkpoint.unlink(missing_ok=True)
+
+    def _diverged(self, what: str) -> Diverged:
+        is_kept = self._checkpoint.exists()
+        kept = f"The last good weights are in {self._checkpoint}" if is_kept else "No checkpoint had been written"
+        return Diverged(
+            f"{what} of {self.folder}: the rates are too high, or the numbers too coarse (learning.precision). {kept}"
+        )
 
     def _restore(self, variables: Mapping[str, Any]) -> int:
         """Fill the variables from the checkpoint; the number of steps that are done."""
@@ -341,7 +344,7 @@ class Run:
     def _write(self, path: Path, arrays: Mapping[str, NDArray[Any]], step: int) -> None:
         """Whole or not at all."""
         about = {"fingerprint": self._fingerprint, "step": str(step)}
-        write_whole(path, save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, about))
+        write_whole(path, save({k: np.asarray(v, order="C") for k, v in arrays.items()}, about))
 
 
 def write_whole(path: Path, data: bytes | str) -> None:

@@ -171,11 +171,13 @@ class Trainer:
         n_steps = config.learning.n_epochs * mixer.n_epoch_steps
         classifier = build_classifier(self.params, config, material.yamnet, n_steps=n_steps, seed=seed)
         title = _of(goal, member)
-        note_steps = max(1, n_steps // 20)
+        note_steps, is_first = max(1, n_steps // 20), True
         with _bar() as bar, SummaryWriter(str(run.folder)) as log:
             task = bar.add_task(title, total=n_steps, note="")
             for progress in run.train(classifier, mixer, n_steps, checkpoint_steps=self._checkpoint_steps):
-                loss = progress.losses["loss"]
+                if is_first and progress.step > 1:
+                    console.print(f"{title}: goes on at step {progress.step} of {n_steps}", highlight=False)
+                is_first, loss = False, progress.losses["loss"]
                 bar.update(task, completed=progress.step, note=f"loss {loss:.3f}")
                 if progress.step % _LOG_STEPS == 0:
                     for name, value in progress.losses.items():
@@ -342,7 +344,8 @@ def summary(found: Mapping[tuple[str, int], Mapping[str, float]]) -> dict[str, f
 
     Returns:
         Each figure's mean over the folds, the mean of that over the seeds; "_std", its standard deviation over the
-        seeds, where there are several; and "top1_fold_N". Only seeds that have all folds count, once there is one.
+        seeds, where there are several; and "top1_fold_N", beside which the mean is called "top1_mean". Only seeds that
+        have all folds count, once there is one.
     """
     folds, seeds = (sorted({key[i] for key in found}) for i in (0, 1))
     whole = [seed for seed in seeds if all((fold, seed) in found for fold in folds)]
@@ -353,7 +356,7 @@ def summary(found: Mapping[tuple[str, int], Mapping[str, float]]) -> dict[str, f
             float(np.mean([own[name] for (_, of), own in counted.items() if of == seed and name in own]))
             for seed in sorted({key[1] for key in counted})
         ]
-        figures[name] = round(float(np.mean(by_seed)), 4)
+        figures["top1_mean" if name == "top1" else name] = round(float(np.mean(by_seed)), 4)
         if len(by_seed) > 1:
             figures[f"{name}_std"] = round(float(np.std(by_seed, ddof=1)), 4)
     for fold in folds:
