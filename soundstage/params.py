@@ -208,9 +208,9 @@ class LabelEventParams(Params):
 class EventParams(LabelEventParams):
     """How frame scores become events: for all labels, and what differs for some."""
 
-    response_s: float = 0.5
+    response_s: float = 0.16
     """How much of a sound the window of a frame holds when its score rises past on_score."""
-    release_s: float = 0.5
+    release_s: float = 0.0
     """How much of it the window still holds when the score falls below off_score."""
     min_duration_s: float = Field(0.2, ge=0)
     """What is reported of sounds too short to measure."""

@@ -1,0 +1,158 @@
+"""Sound events against YAMNet, in one run, on soundscapes whose events are known: `python -m benchmarks.sound_events`.
+
+DIR holds `esc50`, `ljspeech` and `yamnet`. Both models hear the same soundscapes; for both, the parameters that turn
+scores into events are learned in the same way on one half of the recordings, and the figures are of the other half.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from benchmarks.results import as_table, write_result
+from benchmarks.yamnet import YamnetListener
+from soundstage.models import registry
+from soundstage.models.runtime import limit_threads
+from soundstage.params import EventParams
+from soundstage.pipeline import DEFAULT_MIN_SCORE, SOUND_MODEL, Pipeline
+from soundstage.sound.listener import SoundListener
+from soundstage.sound.model import SILENCE, SPEECH
+from soundstage.types import SAMPLE_RATE, Analysis, EncodedAudio, FrameScores, SoundEvent, Waveform
+from training.data import read_meta
+from training.sound_classification.data.soundscapes import DURATION_S
+from training.sound_classification.tune_events import (
+    ONSET_COLLAR_S,
+    SEGMENT_S,
+    Heard,
+    folds_of,
+    found_in,
+    heard_parts,
+    learn,
+    listened,
+    n_heard_in_training,
+    tested_folder,
+)
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of dcase_util, which imports pkg_resources
+    import dcase_util  # type: ignore[import-untyped]
+    import sed_eval
+
+OFFSET_SHARE = 0.5
+"""An offset may be wrong by half the event's length, or by the collar. Source: sed_eval's default."""
+
+
+def _rows(events: Sequence[SoundEvent]) -> Any:
+    return dcase_util.containers.MetaDataContainer(
+        [{"event_label": e.label, "onset": e.start_s, "offset": e.end_s, "file": "soundscape"} for e in events]
+    )
+
+
+def sed_figures(heard: Sequence[Heard], params: EventParams) -> dict[str, float]:
+    """Micro-averaged F1 as sed_eval counts it: segments, onsets, onsets with offsets; and the mean over labels."""
+    found = [found_in(own, params) for own in heard]
+    labels = sorted({event.label for events in (*found, *(own.events for own in heard)) for event in events})
+    by_event = partial(
+        sed_eval.sound_event.EventBasedMetrics, labels, t_collar=ONSET_COLLAR_S, percentage_of_length=OFFSET_SHARE
+    )
+    metrics = {
+        "segment_f1": sed_eval.sound_event.SegmentBasedMetrics(labels, time_resolution=SEGMENT_S),
+        "event_f1": by_event(evaluate_offset=False),
+        "event_f1_with_offset": by_event(evaluate_offset=True),
+    }
+    for own, ours in zip(heard, found, strict=True):
+        for name, metric in metrics.items():
+            length = {"evaluated_length_seconds": DURATION_S} if name == "segment_f1" else {}
+            metric.evaluate(reference_event_list=_rows(own.events), estimated_event_list=_rows(ours), **length)
+    figures = {}
+    for name, metric in metrics.items():
+        figures[name] = round(float(metric.results_overall_metrics()["f_measure"]["f_measure"]), 4)
+        by_label = [own["f_measure"]["f_measure"] for own in metric.results_class_wise_metrics().values()]
+        figures[f"{name}_by_label"] = round(float(np.nanmean(by_label)), 4)
+    return figures
+
+
+def behaviour(pipeline: Pipeline, speech: Path) -> dict[str, float]:
+    """What the model of the registry makes of read speech and of silence, with the parameters it carries."""
+    n_false = n_spoken = 0
+    duration_s = 0.0
+    rows = read_meta(speech, [])
+    for row in rows:
+        analysis = pipeline.analyze(row.path)
+        told = {event.label for event in _shown(analysis)} | {
+            tag.label for tag in analysis.tags if tag.score >= DEFAULT_MIN_SCORE
+        }
+        n_spoken += SPEECH in told
+        n_false += sum(event.label not in {SPEECH, SILENCE} for event in _shown(analysis))
+        duration_s += analysis.duration_s
+    silence = EncodedAudio(
+        data=bytes(2 * 60 * SAMPLE_RATE), media_type="audio/l16", sample_rate=SAMPLE_RATE, n_channels=1
+    )
+    return {
+        "false_events_per_hour": round(3600 * n_false / duration_s, 2),
+        "speech_found": round(n_spoken / len(rows), 4),
+        "events_in_silence": sum(event.label != SILENCE for event in _shown(pipeline.analyze(silence))),
+    }
+
+
+def _shown(analysis: Analysis) -> list[SoundEvent]:
+    return [event for event in analysis.events if event.score >= DEFAULT_MIN_SCORE]
+
+
+def main(
+    *,
+    data: Annotated[Path, typer.Option(help="Folder with esc50, ljspeech and yamnet.")],
+    folds: Annotated[str, typer.Option("--fold", help="Whose clips, such as 1 or 1,3.")] = "1",
+    models: Annotated[
+        Path | None, typer.Option(help="Models of cross-validation, DIR/without-fold-F/SEED, to listen instead.")
+    ] = None,
+    n: Annotated[int, typer.Option(min=1, help="Soundscapes for each fold and half.")] = 250,
+    threads: Annotated[int, typer.Option(min=1, help="For TensorFlow and for YAMNet.")] = 2,
+) -> None:
+    """Measure sound events; the last line printed is JSON."""
+    limit_threads(threads)
+    shipped = registry.find(SOUND_MODEL)
+    listener = SoundListener(shipped)
+    tests, n_known = dict[int, Callable[[Waveform], FrameScores]](), dict[int, int | None]()
+    for fold in folds_of(folds):
+        folder = shipped if models is None else tested_folder(models, fold)
+        n_known[fold] = n_heard_in_training(folder, data / "esc50", [fold])
+        told = {0: "trained on none of its clips", None: "does not say what it was trained on"}
+        print(
+            f"fold {fold}: {folder.card.name} {folder.card.version}, "
+            + told.get(n_known[fold], f"TRAINED ON {n_known[fold]} OF ITS CLIPS: no measure of accuracy"),
+            file=sys.stderr,
+        )
+        tests[fold] = partial(listened, listener if models is None else SoundListener(folder))
+    yamnet = YamnetListener(data / "yamnet" / "yamnet.tflite", listener.params.sounds, n_threads=threads)
+    figures: dict[str, Any] = {}
+    for prefix, listeners in (("", tests), ("yamnet_", dict.fromkeys(tests, yamnet.listen))):
+        tuned, scored = heard_parts(data / "esc50", data / "ljspeech", listeners, n=n)
+        params, _ = learn(tuned, scored)
+        figures |= {f"{prefix}{name}": value for name, value in sed_figures(scored, params).items()}
+        if not prefix:
+            carried = sed_figures(scored, listener.params.events)
+            figures["event_f1_as_shipped"] = carried["event_f1"]
+            figures["segment_f1_as_shipped"] = carried["segment_f1"]
+    figures |= behaviour(Pipeline(None, listener), data / "ljspeech")
+    known = ", ".join(f"{fold}: {'not known' if count is None else count}" for fold, count in n_known.items())
+    detail = {
+        "soundscapes": f"{n * len(tests)} of 10 s, clips of fold {folds}, 0 to 25 dB above their background",
+        "clips of each fold heard in training": known,
+    }
+    write_result("sound_events", figures, detail)
+    Console(stderr=True).print(as_table("sound events", {**figures, **detail}))
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    typer.run(main)
