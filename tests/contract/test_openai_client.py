@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import openai
@@ -48,6 +49,20 @@ def test_verbose_json_with_segments(client: openai.OpenAI, speech_file: Path) ->
     assert all(segment.start < segment.end for segment in answer.segments)
 
 
+def test_verbose_json_with_words(client: openai.OpenAI, speech: bytes) -> None:
+    answer = client.audio.transcriptions.create(
+        model=MODEL,
+        file=("b.wav", speech),
+        response_format="verbose_json",
+        timestamp_granularities=["word", "segment"],
+    )
+    assert answer.segments
+    words = answer.words or []
+    assert [word.word for word in words] == answer.text.split()
+    assert all(word.start < word.end for word in words)
+    assert all(left.end <= right.start for left, right in pairwise(words))
+
+
 def test_stream(client: openai.OpenAI, speech_file: Path) -> None:
     with speech_file.open("rb") as file:
         events = list(client.audio.transcriptions.create(model=MODEL, file=file, stream=True))
@@ -68,7 +83,7 @@ def test_errors_are_the_packages_own(client: openai.OpenAI, service: Service, sp
         client.audio.transcriptions.create(model="whisper-99", file=("b.wav", speech))
     with pytest.raises(openai.BadRequestError, match="granularities"):
         client.audio.transcriptions.create(
-            model=MODEL, file=("b.wav", speech), response_format="verbose_json", timestamp_granularities=["word"]
+            model=MODEL, file=("b.wav", speech), response_format="json", timestamp_granularities=["word"]
         )
     with pytest.raises(openai.UnprocessableEntityError):
         client.audio.transcriptions.create(model=MODEL, file=("b.wav", b""))
