@@ -114,6 +114,8 @@ class GreedyDecoder:
         weights, params = self._weights, self._params
         encoded = model.encode(weights, params, samples, n_samples)
         token_ids, n_tokens, logprobs = greedy(weights, params, encoded, max_tokens, next_token=self._next_token)
+        if not params.alignment_heads:
+            return token_ids, n_tokens, logprobs, tf.zeros([tf.shape(token_ids)[0], 0, 0])
         # Once more over the finished text, all tokens at once: far cheaper than noting it at every step.
         before = tf.concat([tf.fill([tf.shape(token_ids)[0], 1], params.start_token_id), token_ids[:, :-1]], axis=1)
         attention = model.cross_attention(
