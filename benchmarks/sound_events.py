@@ -77,7 +77,7 @@ def sed_figures(heard: Sequence[Heard], params: EventParams) -> dict[str, float]
     for name, metric in metrics.items():
         figures[name] = round(float(metric.results_overall_metrics()["f_measure"]["f_measure"]), 4)
         by_label = [own["f_measure"]["f_measure"] for own in metric.results_class_wise_metrics().values()]
-        figures[f"{name}_by_label"] = round(float(np.nanmean(by_label)), 4)
+        figures[f"{name}_by_label"] = round(float(np.nan_to_num(by_label).mean()), 4)  # not a number: never found
     return figures
 
 
