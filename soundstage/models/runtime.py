@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tensorflow as tf
+import keras
 
 from soundstage.errors import ModelError
 
@@ -10,7 +10,8 @@ from soundstage.errors import ModelError
 def limit_threads(n_threads: int) -> None:
     """Give TensorFlow this many threads in this process, instead of one for each core of the machine.
 
-    Has to come before the first TensorFlow operation; asking again for the same number is fine.
+    Has to come before the first TensorFlow operation; asking again for the same number is fine. Where Keras runs on
+    something else, it has no effect.
 
     Args:
         n_threads: Threads that share one operation. Operations run one after the other, so that they do not
@@ -19,6 +20,10 @@ def limit_threads(n_threads: int) -> None:
     Raises:
         ModelError: TensorFlow already runs with another number; it cannot change while it runs.
     """
+    if keras.backend.backend() != "tensorflow":
+        return
+    import tensorflow as tf  # noqa: PLC0415  # not there where models are trained on another backend
+
     if tf.config.threading.get_intra_op_parallelism_threads() == n_threads:
         return
     try:

@@ -7,40 +7,79 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from soundstage.errors import ModelError, SampleRateMismatch
 from soundstage.models.registry import ModelCard, ModelFolder
 from soundstage.models.runtime import limit_threads
 from soundstage.sound.model import (
-    N_EMBEDDING,
     SoundParams,
-    build_body,
+    build_network,
+    clip_scores,
+    frame_scores,
     member_weights,
-    scores_from_logits,
-    set_body_weights,
+    set_network_weights,
     window_features,
 )
 from soundstage.types import FrameScores, Waveform
 
 Floats = NDArray[np.float32]
 
-_BATCH_SIZES = (1, 2, 4, 8)
-"""Windows that go through the body together: a few shapes, all known after warming up, and bounded memory."""
+_BATCH_SIZES = (1, 2, 4, 8, 16)
+"""Windows that go through a network together: a few shapes, all known after warming up, and bounded memory."""
+_EDGE_STEPS = 1
+"""Steps at the edge of a window that the neighbouring window knows better, since it hears what is beyond them."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Window:
-    """5 s of one waveform.
+class Window:
+    """A part of a waveform that the networks see at once.
 
     Attributes:
         first_sample: Where it starts in the waveform.
-        first_step: The same in steps, rounded.
+        n_samples: How long it is.
+        first_step: Its first step, counted from the start of the waveform.
+        first_kept, end_kept: The steps, counted in the same way, that are taken from this window.
     """
 
     first_sample: int
+    n_samples: int
     first_step: int
+    first_kept: int
+    end_kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """What the networks say of one window: scores (n_labels,) and (n_steps, n_labels)."""
+
+    clip: Floats
+    frames: Floats
+
+
+def windows_of(n_samples: int, params: SoundParams) -> list[Window]:
+    """Windows that cover a waveform and overlap by two steps; a last, shorter rest is seen with what is before it.
+
+    Args:
+        n_samples: Length of the waveform.
+        params: Of the model.
+    """
+    if n_samples == 0:
+        return []
+    step = params.n_step_samples
+    hop_steps = params.n_window_steps - 2 * _EDGE_STEPS
+    starts = [0]
+    while starts[-1] * step + params.n_window_samples < n_samples:
+        starts.append(starts[-1] + hop_steps)
+    if len(starts) > 1:
+        # the last window ends where the waveform does, or less than a step before; it starts at a step of the first
+        starts[-1] = math.ceil((n_samples - params.n_window_samples) / step)
+    n_steps = math.ceil(n_samples / step)
+    edges = [0, *(start + _EDGE_STEPS for start in starts[1:]), n_steps]
+    return [
+        Window(start * step, min(params.n_window_samples, n_samples - start * step), start, first, end)
+        for start, first, end in zip(starts, edges, edges[1:], strict=False)
+    ]
 
 
 class SoundListener:
@@ -62,24 +101,10 @@ class SoundListener:
         self.card: ModelCard = folder.card
         self.params = folder.params(SoundParams)
         weights = folder.weights()
-        members = [member_weights(weights, i) for i in range(self.params.n_members)]
-        bodies = [build_body(self.params) for _ in members]
-        for body, own in zip(bodies, members, strict=True):
-            set_body_weights(body, own)
-        try:
-            kernels, biases = (
-                [own[f"head/{part}"].astype(np.float32) for own in members] for part in ("kernel", "bias")
-            )
-        except KeyError as e:
-            raise ModelError(f"{folder.path} has no weights {e}") from e
-        if any(kernel.shape != (2 * N_EMBEDDING, self.params.n_logits) for kernel in kernels):
-            raise ModelError(f"a head in {folder.path} is not one for these labels")
-        self._heads = list(zip(kernels, biases, strict=True))
-
-        def maps_of(log_mel: tf.Tensor) -> tf.Tensor:
-            return tf.stack([body(log_mel) for body in bodies], axis=2)
-
-        self._run_bodies = tf.function(maps_of, jit_compile=False)  # XLA's grouped convolution is 8 times slower
+        self._networks = [build_network(self.params) for _ in range(self.params.n_members)]
+        for i, network in enumerate(self._networks):
+            set_network_weights(network, member_weights(weights, i))
+            network.compile(jit_compile=False)  # XLA's grouped convolution is 8 times slower on CPUs
 
     def warm_up(self) -> None:
         """Run once in each shape, so that the first request does not pay for it.
@@ -87,8 +112,9 @@ class SoundListener:
         Raises:
             RuntimeError: The output is not finite.
         """
-        silence = Waveform(samples=np.zeros(self.params.n_window_samples, np.float32))
-        for size in _BATCH_SIZES:
+        shapes = [(self.params.n_window_samples, size) for size in _BATCH_SIZES] + [(self.params.n_step_samples, 1)]
+        for n_samples, size in shapes:
+            silence = Waveform(samples=np.zeros(n_samples, np.float32))
             if not np.isfinite(self.listen([silence] * size)[0].scores).all():
                 raise RuntimeError(f"{self.card.name} {self.card.version} gives scores that are not finite")
 
@@ -99,8 +125,8 @@ class SoundListener:
             waveforms: 16 kHz, of any length.
 
         Returns:
-            One for each waveform: a frame every 0.32 s from its start on, each looking at what lies within 0.96 s of
-            it and inside the waveform. A tag is the highest score of its label in any window of 5 s.
+            One for each waveform: a frame for each step of 0.32 s from its start on, the last one perhaps beyond its
+            end. A tag is the highest score of its label in any window of 5 s.
 
         Raises:
             SampleRateMismatch: A waveform has another rate than the model.
@@ -110,80 +136,58 @@ class SoundListener:
                 raise SampleRateMismatch(
                     f"the waveform has {waveform.sample_rate} Hz, the model {self.params.features.sample_rate} Hz"
                 )
-        windows = [self._windows(len(waveform.samples)) for waveform in waveforms]
+        windows = [windows_of(len(waveform.samples), self.params) for waveform in waveforms]
         pieces = [
-            waveform.samples[window.first_sample : window.first_sample + self.params.n_window_samples]
+            waveform.samples[window.first_sample : window.first_sample + window.n_samples]
             for waveform, own in zip(waveforms, windows, strict=True)
             for window in own
         ]
-        maps = self._maps(pieces)
-        results, n_done = [], 0
-        for waveform, own in zip(waveforms, windows, strict=True):
-            results.append(self._scores(waveform, own, maps[n_done : n_done + len(own)]))
-            n_done += len(own)
-        return results
+        heard = iter(self._hear(pieces))
+        return [
+            self._joined(waveform, own, [next(heard) for _ in own])
+            for waveform, own in zip(waveforms, windows, strict=True)
+        ]
 
-    def _windows(self, n_samples: int) -> list[_Window]:
-        """Windows that share their last step with the next one's first; the last one ends with the waveform."""
-        if n_samples == 0:
-            return []
-        hop_steps = self.params.n_window_steps - 1
-        step = round(self.params.step_s * self.params.features.sample_rate)
-        windows, first_step = [], 0
-        while first_step * step + self.params.n_window_samples < n_samples:
-            windows.append(_Window(first_step * step, first_step))
-            first_step += hop_steps
-        last_sample = max(0, n_samples - self.params.n_window_samples)
-        windows.append(_Window(last_sample, round(last_sample / step)))
-        return windows
+    def _hear(self, pieces: Sequence[Floats]) -> list[_Heard]:
+        """What the networks say on average of each piece."""
+        results: dict[int, _Heard] = {}
+        # pieces of one length share a batch, so that no piece hears padding
+        by_length: dict[int, list[int]] = {}
+        for i, piece in enumerate(pieces):
+            by_length.setdefault(len(piece), []).append(i)
+        for indices in by_length.values():
+            for start in range(0, len(indices), _BATCH_SIZES[-1]):
+                part = indices[start : start + _BATCH_SIZES[-1]]
+                size = next(size for size in _BATCH_SIZES if size >= len(part))
+                features = np.stack([self._features(pieces[i]) for i in part])
+                batch = np.concatenate([features, np.zeros((size - len(part), *features.shape[1:]), np.float32)])
+                answers = [network.predict_on_batch(batch) for network in self._networks]
+                clip = np.mean([clip_scores(answer["clip"], self.params) for answer in answers], axis=0)
+                frames = np.mean([frame_scores(answer["frames"]) for answer in answers], axis=0)
+                results |= {i: _Heard(clip[row], frames[row]) for row, i in enumerate(part)}
+        return [results[i] for i in range(len(pieces))]
 
-    def _maps(self, pieces: Sequence[Floats]) -> Floats:
-        """The bodies' maps: float32 (n_pieces, n_window_steps, n_members, 1024)."""
+    def _features(self, samples: Floats) -> Floats:
+        """Of a window; one that does not fill a step is filled up with silence."""
+        n_missing = max(0, self.params.n_step_samples - len(samples))
+        return window_features(np.pad(samples, (0, n_missing)), self.params)
+
+    def _joined(self, waveform: Waveform, windows: Sequence[Window], heard: Sequence[_Heard]) -> FrameScores:
+        """Put the windows of one waveform together."""
         params = self.params
-        maps = np.empty((len(pieces), params.n_window_steps, params.n_members, N_EMBEDDING), np.float32)
-        for start in range(0, len(pieces), _BATCH_SIZES[-1]):
-            part = pieces[start : start + _BATCH_SIZES[-1]]
-            size = next(size for size in _BATCH_SIZES if size >= len(part))
-            batch = np.zeros((size, params.n_window_frames, params.features.n_mels), np.float32)
-            for i, samples in enumerate(part):
-                padded = np.pad(samples, (0, params.n_window_samples - len(samples)))
-                batch[i] = window_features(padded, params)
-            maps[start : start + len(part)] = self._run_bodies(tf.convert_to_tensor(batch)).numpy()[: len(part)]
-        return maps
-
-    def _scores(self, waveform: Waveform, windows: Sequence[_Window], maps: Floats) -> FrameScores:
-        """Join the maps of one waveform and run the head over them."""
-        params = self.params
-        n_classes = len(params.labels)
-        frames, tags = np.zeros((0, n_classes), np.float32), np.zeros(n_classes, np.float32)
-        if windows:
-            tags = self._head(maps).max(axis=0)
-            n_steps = max(1, min(windows[-1].first_step + params.n_window_steps, self._n_steps(waveform)))
-            joined = np.empty((windows[-1].first_step + params.n_window_steps, *maps.shape[2:]), np.float32)
-            for window, steps in reversed(list(zip(windows, maps, strict=True))):
-                # the last step of a window sees less than a whole one: the next window knows better
-                n_kept = params.n_window_steps - (window is not windows[-1])
-                joined[window.first_step : window.first_step + n_kept] = steps[:n_kept]
-            joined = joined[:n_steps]
-            half = params.n_frame_steps // 2
-            centres = range(math.floor(waveform.duration_s / params.step_s) + 1)
-            stretches = [joined[max(0, min(centre - half, n_steps - 1)) : centre + half] for centre in centres]
-            frames = np.concatenate([self._head(stretch[np.newaxis]) for stretch in stretches])
+        n_steps = windows[-1].end_kept if windows else 0
+        scores = np.zeros((n_steps, len(params.labels)), np.float32)
+        tags = np.zeros(len(params.labels), np.float32)
+        for window, own in zip(windows, heard, strict=True):
+            # spectrogram frames need more than a hop of audio: a rest shorter than that has no step of its own
+            steps = np.arange(window.first_kept, window.end_kept) - window.first_step
+            scores[window.first_kept : window.end_kept] = own.frames[np.minimum(steps, len(own.frames) - 1)]
+            tags = np.maximum(tags, own.clip)
         return FrameScores(
-            scores=frames,
+            scores=scores,
             labels=params.labels,
-            start_s=waveform.start_s,
+            start_s=waveform.start_s + params.step_s / 2,
             hop_s=params.step_s,
-            window_s=params.step_s * params.n_frame_steps,
+            window_s=params.step_s,
             tags=tags,
         )
-
-    def _n_steps(self, waveform: Waveform) -> int:
-        return math.ceil(waveform.duration_s / self.params.step_s)
-
-    def _head(self, maps: Floats) -> Floats:
-        """Scores (n, n_classes) of maps (n, n_steps, n_members, 1024), pooled over all their steps."""
-        pooled = np.concatenate([maps.mean(axis=1), maps.max(axis=1)], axis=-1)  # (n, n_members, 2048)
-        logits = [pooled[:, i] @ kernel + bias for i, (kernel, bias) in enumerate(self._heads)]
-        scores: Floats = np.mean([scores_from_logits(own, self.params) for own in logits], axis=0)
-        return scores

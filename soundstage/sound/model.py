@@ -1,14 +1,14 @@
-"""The sound classifier: YAMNet's body on whole windows of 5 s, and a head on what it found over time.
+"""The sound classifier: YAMNet's body on windows of up to 5 s, and two heads on what it found over time.
 
 The body is MobileNet v1 as YAMNet uses it, with the batch normalisation folded into its convolutions. It turns a
-window into 16 steps of 0.32 s; the head sees mean and maximum over any stretch of steps: all 16 for what a whole
-window holds, about 2 s for when it is heard.
+window into steps of 0.32 s. One head sees mean and maximum over all of them and says what the window holds; the other
+sees each step alone and says when it is heard.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ from scipy.special import expit, softmax
 
 from soundstage.audio.features import mel_spectrogram, n_frames
 from soundstage.errors import ModelError
-from soundstage.params import FeatureParams, Params
+from soundstage.params import EventParams, FeatureParams, Params
 
 SPEECH, MUSIC, SILENCE = "speech", "music", "silence"
 EXTRA_LABELS = (SPEECH, MUSIC, SILENCE)
@@ -48,28 +48,31 @@ _BLOCKS = (
 
 LAYER_NAMES = ("conv", *(f"{kind}_{i}" for i in range(1, 14) for kind in ("depthwise", "pointwise")))
 """The 27 convolutions in their order, which is also that of YAMNet's TFLite file."""
+HEAD_NAMES = ("clip", "frames")
 
 
 class SoundParams(Params):
     """What the classifier was trained with; saved beside its weights.
 
     Attributes:
-        sounds: Labels that exclude one another; one more output, for none of them, follows.
+        sounds: What it knows beside speech, music and silence.
+        is_exclusive: A clip holds one of the sounds or none of them; else any number of them.
         n_members: Networks whose scores are averaged; their weights are named "member_0/conv/kernel" and so on.
-        window_s: Seconds of audio that the body sees at once.
-        frame_window_s: Seconds over which a frame score is pooled.
+        window_s: Seconds of audio that the body sees at once, at most.
         level_target: The loudest quarter of a second of each window is brought to this mean mel magnitude, so that
             a quiet recording looks as it did in training. 3 is near the median of ESC-50.
         max_gain: At most so much louder, so that silence stays silence.
+        events: How its frame scores become events.
     """
 
     features: FeatureParams = FeatureParams()
     sounds: tuple[str, ...] = Field(min_length=1)
+    is_exclusive: bool = True
     n_members: int = Field(1, ge=1)
     window_s: float = Field(5.0, gt=0)
-    frame_window_s: float = Field(1.92, gt=0)
     level_target: float = Field(3.0, gt=0)
     max_gain: float = Field(20.0, ge=1)
+    events: EventParams = EventParams()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -77,9 +80,9 @@ class SoundParams(Params):
         return (*self.sounds, *EXTRA_LABELS)
 
     @property
-    def n_logits(self) -> int:
-        """Outputs of the head: the sounds, none of them, and the three that stand alone."""
-        return len(self.sounds) + 1 + len(EXTRA_LABELS)
+    def n_clip_logits(self) -> int:
+        """Outputs of the head for windows: the sounds, none of them if they exclude one another, and the others."""
+        return len(self.labels) + self.is_exclusive
 
     @property
     def n_window_samples(self) -> int:
@@ -97,14 +100,14 @@ class SoundParams(Params):
         return math.ceil(self.n_window_frames / STEP_FRAMES)
 
     @property
-    def step_s(self) -> float:
-        """Seconds from step to step."""
-        return STEP_FRAMES * self.features.hop_length / self.features.sample_rate
+    def n_step_samples(self) -> int:
+        """Samples from step to step."""
+        return STEP_FRAMES * self.features.hop_length
 
     @property
-    def n_frame_steps(self) -> int:
-        """Steps over which a frame score is pooled."""
-        return max(1, round(self.frame_window_s / self.step_s))
+    def step_s(self) -> float:
+        """Seconds from step to step."""
+        return self.n_step_samples / self.features.sample_rate
 
 
 def levels(mel: NDArray[np.float32], params: FeatureParams) -> NDArray[np.float32]:
@@ -125,59 +128,86 @@ def window_features(samples: NDArray[np.float32], params: SoundParams) -> NDArra
     """What the body sees of one window: the log-mel spectrogram of its samples, brought to one level.
 
     Args:
-        samples: float32 (params.n_window_samples,).
+        samples: float32 (n_samples,), at most params.n_window_samples.
         params: The frozen parameters saved beside the weights.
 
     Returns:
-        float32 (params.n_window_frames, n_mels).
+        float32 (n_frames, n_mels).
     """
-    mel = mel_spectrogram(samples, params.features)
+    return levelled(mel_spectrogram(samples, params.features), params)
+
+
+def levelled(mel: NDArray[np.float32], params: SoundParams) -> NDArray[np.float32]:
+    """Logarithm of a mel spectrogram after its loudest quarter of a second is brought to params.level_target.
+
+    Args:
+        mel: float32 (n_frames, n_mels), magnitudes.
+        params: The frozen parameters saved beside the weights.
+
+    Returns:
+        float32 (n_frames, n_mels).
+    """
     loudest = float(levels(mel, params.features).max())
     gain = min(params.max_gain, params.level_target / max(loudest, 1e-9))
     result: NDArray[np.float32] = np.log(mel * np.float32(gain) + np.float32(params.features.log_offset))
     return result
 
 
-def build_body(params: SoundParams) -> keras.Model:
-    """The convolutions, untrained: log-mel (batch, n_frames, n_mels) to map (batch, n_steps, 1024).
+def build_network(params: SoundParams, *, pointwise_dtype: str = "float32", dropout: float = 0.0) -> keras.Model:
+    """One member, untrained.
 
     The activation is ReLU6: the ranges in YAMNet's own file end at 6.
+
+    Args:
+        params: Its shape.
+        pointwise_dtype: "mixed_bfloat16" makes training steps 1.5 times faster on CPUs that have it.
+        dropout: Share of what the heads see that is left out in training.
+
+    Returns:
+        log-mel (batch, n_frames, n_mels) of any length to a dictionary of logits: "clip", (batch, n_clip_logits), and
+        "frames", (batch, n_steps, n_labels).
 
     Source: MobileNet v1, arXiv:1704.04861; github.com/tensorflow/models, research/audioset/yamnet/yamnet.py.
     """
     names = iter(LAYER_NAMES)
-    log_mel = keras.Input((params.n_window_frames, params.features.n_mels), name="log_mel")
-    x = layers.Reshape((params.n_window_frames, params.features.n_mels, 1))(log_mel)
+    log_mel = keras.Input((None, params.features.n_mels), name="log_mel")
+    x = layers.Reshape((-1, params.features.n_mels, 1))(log_mel)
     x = layers.Conv2D(32, 3, strides=2, padding="same", name=next(names))(x)
     x = layers.ReLU(6.0)(x)
     for stride, width in _BLOCKS:
         x = layers.DepthwiseConv2D(3, strides=stride, padding="same", name=next(names))(x)
         x = layers.ReLU(6.0)(x)
-        x = layers.Conv2D(width, 1, padding="same", name=next(names))(x)
+        x = layers.Dense(width, name=next(names), dtype=pointwise_dtype)(x)  # a convolution of 1 x 1
         x = layers.ReLU(6.0)(x)
     # (batch, n_steps, 2, 1024) -> (batch, n_steps, 1024)
-    return keras.Model(log_mel, keras.ops.mean(x, axis=2), name="body")
+    steps = keras.ops.mean(x, axis=2)
+    pooled = keras.ops.concatenate([keras.ops.mean(steps, axis=1), keras.ops.max(steps, axis=1)], axis=1)
+    clip = layers.Dense(params.n_clip_logits, name="clip")(layers.Dropout(dropout)(pooled))
+    frames = layers.Dense(len(params.labels), name="frames")(layers.Dropout(dropout)(steps))
+    return keras.Model(log_mel, {"clip": clip, "frames": frames}, name="sounds")
 
 
-def body_weights(body: keras.Model) -> dict[str, NDArray[np.float32]]:
-    """Kernels (Keras layout) and biases by name, such as "pointwise_3/kernel"."""
+def network_weights(network: keras.Model) -> dict[str, NDArray[np.float32]]:
+    """Kernels and biases by name, such as "pointwise_3/kernel"."""
     arrays: dict[str, NDArray[np.float32]] = {}
-    for name in LAYER_NAMES:
-        kernel, bias = body.get_layer(name).get_weights()
+    for name in (*LAYER_NAMES, *HEAD_NAMES):
+        kernel, bias = network.get_layer(name).get_weights()
         arrays |= {f"{name}/kernel": kernel, f"{name}/bias": bias}
     return arrays
 
 
-def set_body_weights(body: keras.Model, weights: Mapping[str, NDArray[np.generic]]) -> None:
-    """Fill the body.
+def set_network_weights(
+    network: keras.Model, weights: Mapping[str, NDArray[np.generic]], names: Sequence[str] = LAYER_NAMES + HEAD_NAMES
+) -> None:
+    """Fill the named layers.
 
     Raises:
         ModelError: An array is missing or of another shape.
     """
     try:
-        for name in LAYER_NAMES:
+        for name in names:
             arrays = [weights[f"{name}/{part}"].astype(np.float32) for part in ("kernel", "bias")]
-            body.get_layer(name).set_weights(arrays)
+            network.get_layer(name).set_weights(arrays)
     except (KeyError, ValueError) as e:
         raise ModelError(f"the weights do not fit the sound model: {e}") from e
 
@@ -193,18 +223,25 @@ def member_weights(weights: Mapping[str, NDArray[np.generic]], member: int) -> d
     return {name.removeprefix(prefix): array for name, array in weights.items() if name.startswith(prefix)}
 
 
-def scores_from_logits(logits: NDArray[np.float32], params: SoundParams) -> NDArray[np.float32]:
-    """What is shown for each label.
+def clip_scores(logits: NDArray[np.float32], params: SoundParams) -> NDArray[np.float32]:
+    """What is shown for each label of a window.
 
     Args:
-        logits: float32 (..., params.n_logits).
+        logits: float32 (..., params.n_clip_logits).
         params: The frozen parameters saved beside the weights.
 
     Returns:
         float32 (..., len(params.labels)): softmax over the sounds and none of them, without the last, then
-        a sigmoid for each of speech, music and silence.
+        a sigmoid for each of speech, music and silence; sigmoids alone where the sounds do not exclude one another.
     """
+    if not params.is_exclusive:
+        return np.asarray(expit(logits), np.float32)
     n_exclusive = len(params.sounds) + 1
     exclusive = softmax(logits[..., :n_exclusive], axis=-1)[..., :-1]
     independent = expit(logits[..., n_exclusive:])
     return np.concatenate([exclusive, independent], axis=-1).astype(np.float32)
+
+
+def frame_scores(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What is shown for each label of a step: sigmoids of the logits, of the same shape."""
+    return np.asarray(expit(logits), np.float32)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from soundstage.audio.features import log_mel
-from soundstage.sound.model import SoundParams, build_body, set_body_weights
+from soundstage.sound.model import LAYER_NAMES, SoundParams, build_network, set_network_weights
 from soundstage.types import Waveform
 from training.data import read_clip, read_meta
 from training.sound_classification.model.yamnet import N_INPUT, NotYamnet, Yamnet
@@ -38,18 +39,19 @@ def clips(shared_data: Path) -> list[NDArray[np.float32]]:
 
 
 def test_each_layer_is_within_one_step_of_the_quantised_one(yamnet: Yamnet, clips: list[NDArray[np.float32]]) -> None:
-    body = build_body(PATCH)
-    set_body_weights(body, yamnet.weights())
+    network = build_network(PATCH)
+    set_network_weights(network, yamnet.weights(), LAYER_NAMES)
     for samples in clips[:3]:
         yamnet.scores(samples)
         for name, given, expected, step in yamnet.layers():
-            result = np.clip(np.asarray(body.get_layer(name)(given)), 0.0, 6.0)
+            result = np.clip(np.asarray(network.get_layer(name)(given)), 0.0, 6.0)
             assert np.abs(result - expected).max() <= step, name
 
 
 def test_embeddings_point_the_same_way(yamnet: Yamnet, clips: list[NDArray[np.float32]]) -> None:
-    body = build_body(PATCH)
-    set_body_weights(body, yamnet.weights())
+    network = build_network(PATCH)
+    set_network_weights(network, yamnet.weights(), LAYER_NAMES)
+    body = keras.Model(network.input, network.get_layer("frames").input)
     cosines = []
     for samples in clips:
         yamnet.scores(samples)

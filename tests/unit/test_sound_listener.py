@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from soundstage.errors import ModelError, SampleRateMismatch
 from soundstage.models.registry import ModelCard, ModelFolder, write_folder
 from soundstage.params import FeatureParams
-from soundstage.sound.listener import SoundListener
+from soundstage.sound.listener import SoundListener, windows_of
 from soundstage.sound.model import (
-    N_EMBEDDING,
     SoundParams,
-    body_weights,
-    build_body,
+    build_network,
+    clip_scores,
     member_name,
-    scores_from_logits,
-    set_body_weights,
+    network_weights,
+    set_network_weights,
     window_features,
 )
 from soundstage.types import Waveform
@@ -27,31 +31,20 @@ from soundstage.types import Waveform
 PARAMS = SoundParams(sounds=("dog", "rain", "siren"))
 
 
-def random_folder(registry: Path, *, kind: str = "sound", n_logits: int = PARAMS.n_logits) -> ModelFolder:
+def random_folder(
+    registry: Path, *, kind: str = "sound", params: SoundParams = PARAMS, trained_with: SoundParams = PARAMS
+) -> ModelFolder:
     rng = np.random.default_rng(0)
-    weights = body_weights(build_body(PARAMS))
+    weights = network_weights(build_network(trained_with))
     for name in weights:
         if name.endswith("kernel"):
             n_inputs = 9 if name.startswith("depthwise") else int(np.prod(weights[name].shape[:-1]))
             weights[name] = rng.normal(0, np.sqrt(2 / n_inputs), weights[name].shape).astype(np.float32)
-    head = rng.standard_normal((2 * N_EMBEDDING, n_logits)).astype(np.float32) * np.float32(0.1)
     card = ModelCard.model_validate(
         {"name": "random", "version": "1", "kind": kind, "description": "", "licence": "", "source": ""}
     )
-    return write_folder(
-        registry,
-        card,
-        params=PARAMS,
-        weights={
-            member_name(0, name): array
-            for name, array in {
-                **weights,
-                "head/kernel": head,
-                "head/bias": np.zeros(n_logits, np.float32),
-            }.items()
-        },
-        readme="",
-    )
+    named = {member_name(0, name): array for name, array in weights.items()}
+    return write_folder(registry, card, params=params, weights=named, readme="")
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +65,9 @@ def test_frames_cover_the_waveform_and_stay_inside(listener: SoundListener, dura
     result = listener.listen([waveform])[0]
     assert result.labels == ("dog", "rain", "siren", "speech", "music", "silence")
     assert result.scores.shape[1] == len(result.tags) == 6
-    last_s = result.start_s + (len(result.scores) - 1) * result.hop_s
-    assert result.start_s == 12.0
-    assert waveform.end_s - result.hop_s < last_s <= waveform.end_s
+    ends_s = result.start_s + (np.arange(len(result.scores)) + 0.5) * result.hop_s
+    assert result.start_s == pytest.approx(12.0 + result.hop_s / 2)
+    assert ends_s[-1] - result.hop_s < waveform.end_s <= ends_s[-1] + 1e-6
     assert np.isfinite(result.scores).all()
     assert ((result.tags >= 0) & (result.tags <= 1)).all()
 
@@ -109,10 +102,26 @@ def test_nothing_to_hear_is_no_error(listener: SoundListener) -> None:
     assert not result.tags.any()
 
 
+@settings(max_examples=300, deadline=None)
+@given(n_samples=st.integers(1, 3_000_000))
+def test_windows_cover_each_step_once_and_know_both_its_sides(n_samples: int) -> None:
+    windows = windows_of(n_samples, PARAMS)
+    assert windows[0].first_kept == 0
+    assert windows[-1].end_kept == math.ceil(n_samples / PARAMS.n_step_samples)
+    for window, after in itertools.pairwise(windows):
+        assert window.end_kept == after.first_kept > after.first_step
+        assert window.end_kept < window.first_step + PARAMS.n_window_steps
+    for window in windows:
+        assert window.first_sample + window.n_samples <= n_samples
+        assert window.n_samples <= PARAMS.n_window_samples
+        assert window.first_kept < window.end_kept
+    assert windows[-1].first_sample + windows[-1].n_samples == n_samples
+
+
 def test_frames_of_a_long_waveform_agree_with_those_of_a_part(listener: SoundListener) -> None:
     """Windows are cut at other places in the part, so that only what lies well inside must be nearly the same."""
     samples = np.clip(noise(20.0), -0.2, 0.2)
-    hop = round(listener.params.step_s * 16_000)
+    hop = listener.params.n_step_samples
     whole = listener.listen([Waveform(samples=samples)])[0].scores
     part = listener.listen([Waveform(samples=samples[10 * hop :])])[0].scores
     difference = np.abs(whole[20:50] - part[10:40])
@@ -127,10 +136,10 @@ def test_another_rate_is_refused(listener: SoundListener) -> None:
 def test_a_model_of_another_kind_or_shape_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="speech model"):
         SoundListener(random_folder(tmp_path / "a", kind="speech"))
-    with pytest.raises(ModelError, match="head"):
-        SoundListener(random_folder(tmp_path / "b", n_logits=4))
     with pytest.raises(ModelError, match="do not fit"):
-        set_body_weights(build_body(PARAMS), {})
+        SoundListener(random_folder(tmp_path / "b", trained_with=SoundParams(sounds=("dog",))))
+    with pytest.raises(ModelError, match="do not fit"):
+        set_network_weights(build_network(PARAMS), {})
 
 
 def test_warming_up_works(listener: SoundListener) -> None:
@@ -138,22 +147,32 @@ def test_warming_up_works(listener: SoundListener) -> None:
 
 
 def test_activations_end_at_six() -> None:
-    body = build_body(PARAMS)
+    network = build_network(PARAMS)
+    body = keras.Model(network.input, network.get_layer("frames").input)
     features = np.full((1, PARAMS.n_window_frames, PARAMS.features.n_mels), 1e6, np.float32)
     assert float(np.max(body(features))) <= 6.0
 
 
 def test_scores_of_sounds_share_one_and_the_others_stand_alone() -> None:
     logits = np.array([[5.0, 0.0, 0.0, 0.0, 3.0, 3.0, -3.0]], np.float32)  # dog, rain, siren, none | extras
-    scores = scores_from_logits(logits, PARAMS)[0]
+    scores = clip_scores(logits, PARAMS)[0]
     assert scores[:3].sum() < 1.0
     assert scores[0] > 0.9
     assert scores[3] == scores[4] == pytest.approx(0.9526, abs=1e-3)
-    none_of_them = scores_from_logits(np.array([[0.0, 0.0, 0.0, 9.0, 0.0, 0.0, 0.0]], np.float32), PARAMS)[0]
+    none_of_them = clip_scores(np.array([[0.0, 0.0, 0.0, 9.0, 0.0, 0.0, 0.0]], np.float32), PARAMS)[0]
     assert none_of_them[:3].max() < 0.01
+
+
+def test_sounds_that_may_come_together_share_nothing(tmp_path: Path) -> None:
+    params = PARAMS.model_copy(update={"is_exclusive": False})
+    together = np.full((1, params.n_clip_logits), 3.0, np.float32)
+    assert clip_scores(together, params)[0].min() > 0.9
+    listener = SoundListener(random_folder(tmp_path, params=params, trained_with=params))
+    assert listener.listen([Waveform(samples=noise(1.0))])[0].tags.shape == (6,)
 
 
 def test_a_window_is_five_seconds_in_sixteen_steps() -> None:
     assert (PARAMS.n_window_samples, PARAMS.n_window_frames, PARAMS.n_window_steps) == (80_000, 498, 16)
     assert PARAMS.features == FeatureParams()
-    assert build_body(PARAMS).output_shape == (None, 16, 1024)
+    features = np.zeros((1, PARAMS.n_window_frames, PARAMS.features.n_mels), np.float32)
+    assert build_network(PARAMS)(features)["frames"].shape == (1, 16, 6)
