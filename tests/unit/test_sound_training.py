@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -30,7 +31,8 @@ from tests.conftest import ROOT
 from tests.unit.tiny_clips import sound, tiny_clips, write_table
 from training.sound_classification import evaluate, train
 from training.sound_classification.config import Config
-from training.sound_classification.learning import build_classifier, write_whole
+from training.sound_classification.data.examples import Batch, Mixer
+from training.sound_classification.learning import Run, WrongRun, build_classifier, write_whole
 from training.sound_classification.measure import late, short_windows
 from training.sound_classification.train import summary
 
@@ -236,7 +238,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     finally:
         process.kill()
         _, stderr = process.communicate()
-    assert f"goes on at step {step + 1} of " in " ".join(stderr.split())
+    assert f"goes on after step {step} of " in " ".join(stderr.split())
 
 
 @pytest.mark.timeout(900)
@@ -361,6 +363,42 @@ def test_frozen_layers_stay_and_the_heads_learn_faster() -> None:
         before["clip/kernel"] + 9 / 11 * (after["clip/kernel"] - before["clip/kernel"]),
         atol=1e-6,
     )
+
+
+class NoiseMixer:
+    """Windows of noise, the same for each step."""
+
+    def batch(self, step: int) -> Batch:
+        rng = np.random.default_rng(step)
+        return Batch(
+            log_mel=rng.standard_normal((2, 98, 64), np.float32),
+            sounds=np.eye(3, dtype=np.float32)[rng.integers(0, 3, 2)],
+            extras=np.zeros((2, 3), np.float32),
+            frames=np.zeros((2, 4, 5), np.float32),
+            frame_weights=np.ones((2, 4, 5), np.float32),
+        )
+
+
+def test_a_run_that_was_broken_off_ends_like_one_that_was_not(tmp_path: Path) -> None:
+    params = SoundParams(sounds=("beep", "hiss"), window_s=1.0)
+    config = Config.model_validate({"learning": {"start": "random", "precision": "float32", "dropout": 0.5}})
+
+    def steps(folder: str) -> Iterator[int]:
+        classifier = build_classifier(params, config, None, n_steps=4, seed=0)
+        mixer = cast(Mixer, NoiseMixer())
+        for progress in Run(tmp_path / folder, "this").train(classifier, mixer, 4, checkpoint_steps=2):
+            yield progress.step
+
+    assert list(steps("straight")) == [1, 2, 3, 4]
+    broken = steps("broken")
+    assert [next(broken) for _ in range(3)] == [1, 2, 3]
+    del broken
+    assert list(steps("broken")) == [3, 4], "it starts over, or leaves steps out"
+    first, second = (Run(tmp_path / name, "this").weights() for name in ("straight", "broken"))
+    for name in first:
+        np.testing.assert_allclose(first[name], second[name], atol=1e-5, err_msg=name)
+    with pytest.raises(WrongRun, match="another recipe"):
+        Run(tmp_path / "broken", "other").weights()
 
 
 def test_figures_over_folds_and_seeds() -> None:

@@ -262,6 +262,16 @@ class Run:
         """
         return self._read(self._result) is not None
 
+    @property
+    def n_done(self) -> int:
+        """Steps up to the last checkpoint.
+
+        Raises:
+            WrongRun: It is one of another run.
+        """
+        found = self._read(self._checkpoint)
+        return 0 if found is None else found[1]
+
     def weights(self) -> Arrays:
         """What has been learnt, by the names of the model folder.
 

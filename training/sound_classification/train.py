@@ -171,13 +171,13 @@ class Trainer:
         n_steps = config.learning.n_epochs * mixer.n_epoch_steps
         classifier = build_classifier(self.params, config, material.yamnet, n_steps=n_steps, seed=seed)
         title = _of(goal, member)
-        note_steps, is_first = max(1, n_steps // 20), True
+        if run.n_done:
+            console.print(f"{title}: goes on after step {run.n_done} of {n_steps}", highlight=False)
+        note_steps = max(1, n_steps // 20)
         with _bar() as bar, SummaryWriter(str(run.folder)) as log:
             task = bar.add_task(title, total=n_steps, note="")
             for progress in run.train(classifier, mixer, n_steps, checkpoint_steps=self._checkpoint_steps):
-                if is_first and progress.step > 1:
-                    console.print(f"{title}: goes on at step {progress.step} of {n_steps}", highlight=False)
-                is_first, loss = False, progress.losses["loss"]
+                loss = progress.losses["loss"]
                 bar.update(task, completed=progress.step, note=f"loss {loss:.3f}")
                 if progress.step % _LOG_STEPS == 0:
                     for name, value in progress.losses.items():
