@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Generic, Protocol, TypeVar
 
 from deployments.answers import ModelVersion, Refusal
@@ -47,14 +48,17 @@ class ModelSlot(Generic[ModelT]):
         refused: Why it is not the one that is wanted; None where it is.
     """
 
-    def __init__(self, sources: ModelSources, *, thread_name: str = "model") -> None:
+    def __init__(self, sources: ModelSources) -> None:
         self.loaded: ModelT | None = None
         self.refused: Refusal | None = None
         self._sources = sources
         self._loaded_with: object = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=thread_name)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._is_idle = asyncio.Event()
         self._is_idle.set()
+        self._n_requests = 0
+        self._is_quiet = asyncio.Event()
+        self._is_quiet.set()
 
     @property
     def model(self) -> ModelT:
@@ -101,14 +105,27 @@ class ModelSlot(Generic[ModelT]):
         """Let go of the model."""
         self.loaded, self.refused = None, None
 
-    async def idle(self) -> None:
-        """Wait until no batch runs; requests call this before they enter Serve's batch queue.
+    @asynccontextmanager
+    async def request(self) -> AsyncIterator[None]:
+        """Around one request: waits until no batch runs, before it enters Serve's batch queue.
 
         Serve closes a batch as soon as its short wait is over, and lets it queue for the model behind the one that
         runs: under load each request would be a batch of its own. Those that wait here enter the queue together
         when the model is free, so batches grow with the load and a lone request waits for nobody.
         """
-        await self._is_idle.wait()
+        self._n_requests += 1
+        self._is_quiet.clear()
+        try:
+            await self._is_idle.wait()
+            yield
+        finally:
+            self._n_requests -= 1
+            if not self._n_requests:
+                self._is_quiet.set()
+
+    async def quiet(self) -> None:
+        """Wait until no request is here."""
+        await self._is_quiet.wait()
 
     async def run_batch(self, work: Callable[[ModelT], ResultT]) -> ResultT:
         """Run a batch on the model that serves, off the event loop."""

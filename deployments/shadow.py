@@ -8,6 +8,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, Protocol, TypeVar
 
 from deployments.answers import CandidateState
@@ -42,10 +43,10 @@ class ShadowMeter(Protocol):
 
 
 class Shadow(Generic[ModelT, InputT, OutputT]):
-    """Runs a candidate on a share of the requests, each after its own answer and while no batch runs.
+    """Runs a candidate on a share of the requests, each after its own answer and while no other is here.
 
-    Both models run on the request alone and one after the other, in a thread of their own, so that their times can
-    be compared. A request that comes meanwhile shares the cores with that one comparison, and waits for nothing.
+    Both models run on the request alone, in a thread of their own, now one first and now the other, so that their
+    times can be compared. A request that comes meanwhile shares the cores with that one run, and waits for nothing.
 
     Args:
         served: The model that answers.
@@ -64,7 +65,9 @@ class Shadow(Generic[ModelT, InputT, OutputT]):
         agree: Callable[[OutputT, OutputT], bool],
         meter: ShadowMeter,
     ) -> None:
-        self.slot: ModelSlot[ModelT] = ModelSlot(sources, thread_name="shadow")
+        self.slot: ModelSlot[ModelT] = ModelSlot(sources)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="shadow")
+        self._candidate_first = False
         self._config: ShadowConfig | None = None
         self._served = served
         self._run = run
@@ -108,29 +111,38 @@ class Shadow(Generic[ModelT, InputT, OutputT]):
 
     async def _compare_all(self) -> None:
         while self._waiting:
-            await self._served.idle()
+            await self._served.quiet()
             if self._waiting and self.slot.loaded is not None:
-                await self._compare(self._waiting.popleft())
+                await self._compare(self._waiting.popleft(), self.slot.loaded)
 
-    async def _compare(self, request: InputT) -> None:
+    async def _compare(self, request: InputT, candidate: ModelT) -> None:
         served = self._served.model
-        versions = served.card.version, self.slot.version[1]
-
-        def both(candidate: ModelT) -> tuple[bool, float, float]:
-            start_s = time.perf_counter()
-            expected = self._run(served, request)
-            between_s = time.perf_counter()
-            answer = self._run(candidate, request)
-            end_s = time.perf_counter()
-            return self._agree(expected, answer), between_s - start_s, end_s - between_s
-
+        versions = served.card.version, candidate.card.version
+        self._candidate_first = not self._candidate_first
         try:
-            agreed, served_s, candidate_s = await self.slot.run(both)
+            if self._candidate_first:
+                other, candidate_s = await self._timed(candidate, request)
+                one, served_s = await self._timed(served, request)
+            else:
+                one, served_s = await self._timed(served, request)
+                other, candidate_s = await self._timed(candidate, request)
+            agreed = self._agree(one, other)
         except Exception:  # noqa: BLE001  # a candidate may break in any way, and no client may notice
             _log.exception("candidate %s failed", versions[1])
             self._meter.failed(*versions)
         else:
             self._meter.compared(*versions, agreed=agreed, served_s=served_s, candidate_s=candidate_s)
+
+    async def _timed(self, model: ModelT, request: InputT) -> tuple[OutputT, float]:
+        """The result and the seconds it took, once no request is here."""
+
+        def run() -> tuple[OutputT, float]:
+            start_s = time.perf_counter()
+            result = self._run(model, request)
+            return result, time.perf_counter() - start_s
+
+        await self._served.quiet()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
 
 
 def is_same_text(one: Sequence[Segment | None], other: Sequence[Segment | None]) -> bool:

@@ -40,8 +40,8 @@ class SoundClassifier(ModelStage[SoundListener, SoundConfig, Waveform, FrameScor
 
     async def listen(self, waveform: Waveform) -> Scores:
         """Frame scores and tags of one chunk."""
-        await self._slot.idle()
-        answer: Scores = await self._batch(waveform)
+        async with self._slot.request():
+            answer: Scores = await self._batch(waveform)
         self._shadow.offer(waveform)
         return answer
 

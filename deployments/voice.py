@@ -43,8 +43,8 @@ class VoiceRecognizer(ModelStage[Transcriber, VoiceConfig, Regions, Segments]):
 
     async def transcribe(self, regions: Regions) -> Transcripts:
         """One entry for each region, in order."""
-        await self._slot.idle()
-        answer: Transcripts = await self._batch(regions)
+        async with self._slot.request():
+            answer: Transcripts = await self._batch(regions)
         self._shadow.offer(regions)
         return answer
 

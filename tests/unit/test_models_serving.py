@@ -302,6 +302,7 @@ class Trial:
 
     def __init__(self, sources: ModelSources) -> None:
         self.tally = Tally()
+        self.n_runs = 0
         self.is_free = threading.Event()
         self.is_free.set()
         self.served = ModelSlot[Ears](sources)
@@ -311,6 +312,7 @@ class Trial:
 
     def _run(self, model: Ears, request: str) -> str:
         assert self.is_free.wait(10)
+        self.n_runs += 1
         if model.card.version == "2" and request == "break":
             raise ValueError("broken")
         return model.card.version if request == "differ" else request
@@ -353,18 +355,50 @@ async def test_a_candidate_that_breaks_is_counted_and_nothing_else(trial: Trial)
     assert trial.tally.compared_ == [("1", "2", True)]
 
 
-async def test_nothing_is_compared_while_a_batch_runs(trial: Trial) -> None:
-    is_done = threading.Event()
-    batch = asyncio.create_task(trial.served.run_batch(lambda _: is_done.wait(10)))
-    await asyncio.sleep(0)
+async def test_nothing_is_compared_while_a_request_is_here(trial: Trial) -> None:
+    async with trial.served.request():
+        trial.shadow.offer("a")
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert trial.tally.compared_ == []
+    await trial.settle()
+    assert len(trial.tally.compared_) == 1
+
+
+async def test_a_request_that_comes_meanwhile_pauses_the_comparison(trial: Trial) -> None:
+    trial.is_free.clear()
     trial.shadow.offer("a")
     for _ in range(20):
         await asyncio.sleep(0)
-    assert trial.tally.compared_ == []
-    is_done.set()
-    assert await batch
+    async with trial.served.request():
+        trial.is_free.set()
+        await until(lambda: trial.n_runs == 1)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert trial.n_runs == 1
     await trial.settle()
-    assert len(trial.tally.compared_) == 1
+    assert trial.n_runs == 2
+
+
+async def test_requests_that_wait_for_a_batch_go_on_together(sources: ModelSources) -> None:
+    slot = ModelSlot[Ears](sources)
+    add(sources, "1")
+    await slot.put("ears", "1", Ears)
+    is_over = threading.Event()
+    batch = asyncio.create_task(slot.run_batch(lambda _: is_over.wait(10)))
+    await asyncio.sleep(0)
+    entered: list[int] = []
+
+    async def ask(i: int) -> None:
+        async with slot.request():
+            entered.append(i)
+
+    asked = [asyncio.create_task(ask(i)) for i in range(3)]
+    await asyncio.sleep(0)
+    assert entered == []
+    is_over.set()
+    await asyncio.gather(batch, *asked)
+    assert entered == [0, 1, 2]
 
 
 async def test_a_busy_replica_drops_and_no_client_waits(trial: Trial) -> None:
