@@ -47,7 +47,7 @@ class WrongRun(ValueError):
 
 
 @keras.saving.register_keras_serializable("soundstage")
-class TwoRateAdamW(keras.optimizers.Adam):
+class TwoRateAdamW(keras.optimizers.Adam):  # type: ignore[misc]  # Keras has no types
     """AdamW with a rate for the body and one for the heads, and averages of all weights.
 
     The body's gradients are clipped by their norm. The average is exponential, short at first:
@@ -97,7 +97,7 @@ class TwoRateAdamW(keras.optimizers.Adam):
         self.assign_sub(average, (1 - kept) * (average - variable))
 
 
-class Classifier(keras.Model):
+class Classifier(keras.Model):  # type: ignore[misc]
     """The network as it is trained: with its losses, and with YAMNet beside it where it teaches."""
 
     def arrange(self, params: SoundParams, loss: LossConfig) -> None:
