@@ -15,7 +15,7 @@ from soundstage.models import registry
 from soundstage.models.registry import ModelCard, ModelFolder
 from soundstage.params import DecodingParams, MoonshineParams
 from soundstage.speech import model
-from soundstage.speech.decoding import Decoded, GreedyDecoder
+from soundstage.speech.decoding import Decoded, GreedyDecoder, Trace
 from soundstage.speech.tokenizer import TOKENIZER_NAME
 from soundstage.speech.transcriber import Transcriber, compression_ratio
 from soundstage.types import Waveform
@@ -162,6 +162,49 @@ def test_a_rows_limit_and_result_do_not_depend_on_its_batch() -> None:
         assert (alone.token_ids, alone.has_ended) == (result.token_ids, result.has_ended)
         assert alone.avg_logprob == pytest.approx(result.avg_logprob, abs=1e-5)
         assert len(alone.token_ids) + alone.has_ended <= limit
+
+
+def test_a_row_tells_how_sure_it_was_and_where_it_looked() -> None:
+    """For each token; the same whatever else is in the batch."""
+    rng = np.random.default_rng(1)
+    rows = [rng.normal(0, 0.3, n).astype(np.float32) for n in (9_000, 30_001)]
+    decoder = GreedyDecoder(random_weights(), TINY.model_copy(update={"end_token_id": -1}))
+    together = decoder.decode(rows, [7, 12])
+    for row, result, n_tokens in zip(rows, together, [7, 12], strict=True):
+        trace, alone = result.trace, decoder.decode([row], [n_tokens])[0].trace
+        assert trace is not None
+        assert alone is not None
+        assert trace.attention.shape == (n_tokens, model.n_frames_of(len(row)))
+        np.testing.assert_allclose(trace.attention.sum(axis=1), 1, atol=1e-5)
+        np.testing.assert_allclose(trace.attention, alone.attention, atol=1e-5)
+        np.testing.assert_allclose(trace.logprobs, alone.logprobs, atol=1e-5)
+        assert trace.logprobs.mean() == pytest.approx(result.avg_logprob)
+
+
+def test_a_model_without_heads_for_it_gives_no_words(folder: ModelFolder) -> None:
+    without = GreedyDecoder(random_weights(), TINY.model_copy(update={"alignment_heads": ()}))
+    assert without.decode([tone(1.0).samples], [5])[0].trace is None
+    decoded = Decoded(token_ids=(3, 4), avg_logprob=-0.3, has_ended=True)
+    (segment,) = scripted(folder, ScriptedDecoder(decoded)).transcribe([tone(1.0)])
+    assert segment is not None
+    assert segment.words == ()
+
+
+def test_words_have_stream_times_and_the_probability_of_their_tokens(folder: ModelFolder) -> None:
+    """The full stop is a token of its own, whose probability says nothing of the word."""
+    n_frames = model.n_frames_of(16_000 + 6_400)
+    attention = np.zeros((4, n_frames), np.float32)
+    for token, frames in enumerate([slice(0, 20), slice(20, 30), slice(30, 50), slice(50, n_frames)]):
+        attention[token, frames] = 1
+    attention /= attention.sum(axis=1, keepdims=True)
+    trace = Trace(np.log(np.array([0.9, 0.5, 0.8, 0.1], np.float32)), attention)
+    decoded = Decoded(token_ids=(3, 4, 5, 8), avg_logprob=-0.3, has_ended=True, trace=trace)
+    (segment,) = scripted(folder, ScriptedDecoder(decoded)).transcribe([tone(1.0, 5.0)])
+    assert segment is not None
+    assert [word.text for word in segment.words] == ["zero", "one", "two."] == segment.text.split()
+    assert [word.confidence for word in segment.words] == pytest.approx([0.9, 0.5, 0.8])
+    assert [word.start_s for word in segment.words] == pytest.approx([5.0, 5.3, 5.54], abs=0.03)
+    assert segment.words[-1].end_s <= segment.end_s
 
 
 def test_warm_up_notices_a_broken_model(tmp_path: Path) -> None:
