@@ -11,6 +11,9 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from soundstage.params import EventParams, Params
 
+N_BLOCKS = 13
+"""Of the body, after its first convolution."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -101,6 +104,13 @@ class AugmentationConfig(Params):
     """Windows without any of the sounds, for each clip: speech, music, both, or silence."""
     silent: Share = 0.2
     """Share of those that are silence."""
+    soundscapes: float = Field(0.0, ge=0)
+    """Scenes for each clip: stretches of clips and of speech that come and go over something steady."""
+    scene_events: tuple[int, int] = (1, 3)
+    """Fewest and most of those stretches."""
+    scene_event_s: Range = (0.3, 4.0)
+    scene_event_db: Range = (0.0, 25.0)
+    """Level of each above what is steady."""
     variants: VariantConfig = VariantConfig()
 
 
@@ -134,9 +144,14 @@ class LearningConfig(Params):
     n_epochs: int = Field(30, ge=1)
     """Times each clip is heard."""
     batch_size: int = Field(32, ge=1)
+    n_head_epochs: int = Field(0, ge=0)
+    """Times each clip is heard before that by the heads alone, so that what they do not know yet does not disturb the
+    body (arXiv:2202.10054)."""
+    first_head_rate: float = Field(2e-3, ge=0)
+    """Of the heads, while they learn alone."""
     body_rate: float = Field(2e-4, ge=0)
     head_rate: float = Field(1e-3, ge=0)
-    frozen_blocks: int = Field(0, ge=0, le=13)
+    frozen_blocks: int = Field(0, ge=0, le=N_BLOCKS)
     """The first convolution and the first blocks of the body that keep their start."""
     warm_up: Share = 0.05
     """Share of the steps in which the rates rise, before they fall along a cosine."""
@@ -151,6 +166,18 @@ class LearningConfig(Params):
     """Of the exponential moving average of the weights, which is what is kept."""
     precision: Literal["float32", "mixed_bfloat16"] = "mixed_bfloat16"
     """Of the pointwise convolutions. The other one is 1.5 times faster on CPUs that have it."""
+
+    @property
+    def of_heads(self) -> LearningConfig:
+        """How the heads learn alone."""
+        return self.model_copy(
+            update={
+                "n_epochs": self.n_head_epochs,
+                "head_rate": self.first_head_rate,
+                "frozen_blocks": N_BLOCKS,
+                "n_head_epochs": 0,
+            }
+        )
 
 
 class Config(Params):

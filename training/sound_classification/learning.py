@@ -123,9 +123,10 @@ class Classifier(keras.Model):  # type: ignore[misc]
         n_sounds = y["sounds"].shape[-1]
         said = ops.cast(y_pred["clip"], "float32")
         if self._params.is_exclusive:
-            sounds = ops.mean(ops.categorical_crossentropy(y["sounds"], said[:, :n_sounds], from_logits=True))
+            sounds = ops.categorical_crossentropy(y["sounds"], said[:, :n_sounds], from_logits=True)
         else:
-            sounds = ops.mean(ops.sum(_independent(y["sounds"], said[:, :n_sounds]), axis=-1))
+            sounds = ops.sum(_independent(y["sounds"], said[:, :n_sounds]), axis=-1)
+        sounds = ops.mean(y["sound_weights"] * sounds)
         extras = ops.mean(ops.sum(_independent(y["extras"], said[:, n_sounds:]), axis=-1))
         in_steps = ops.sum(y["frame_weights"] * _independent(y["frames"], ops.cast(y_pred["frames"], "float32")))
         steps = in_steps / (ops.sum(ops.max(y["frame_weights"], axis=-1)) + 1e-6)
@@ -143,7 +144,13 @@ def _independent(targets: Any, logits: Any) -> Any:
 
 
 def build_classifier(
-    params: SoundParams, config: Config, yamnet: Yamnet | None, *, n_steps: int, seed: int
+    params: SoundParams,
+    config: Config,
+    yamnet: Yamnet | None,
+    *,
+    n_steps: int,
+    seed: int,
+    start: Arrays | None = None,
 ) -> Classifier:
     """The network at its start, ready to be trained.
 
@@ -153,14 +160,18 @@ def build_classifier(
         yamnet: Where the body starts, and what teaches it; None starts by chance.
         n_steps: Of the whole run, for the schedule.
         seed: Of heads, dropout, and a start by chance.
+        start: What has been learnt before, heads included, in place of all that.
     """
     keras.utils.set_random_seed(seed)
     learning = config.learning
     network = build_network(params, pointwise_dtype=learning.precision, dropout=learning.dropout)
     # rare things are not heard, until there is a reason
     network.get_layer("frames").bias.assign(np.full(len(params.labels), -2.0, np.float32))
-    start = yamnet.weights() if yamnet is not None and learning.start == "yamnet" else _by_chance(network, seed)
-    set_network_weights(network, start, LAYER_NAMES)
+    if start is not None:
+        set_network_weights(network, start)
+    else:
+        body = yamnet.weights() if yamnet is not None and learning.start == "yamnet" else _by_chance(network, seed)
+        set_network_weights(network, body, LAYER_NAMES)
     outputs = dict(network.output)
     if config.loss.yamnet:
         if yamnet is None:

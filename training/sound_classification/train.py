@@ -137,11 +137,11 @@ class Trainer:
             [i for i, clip in enumerate(self._material.table.clips) if clip in allowed and clip.fold != left_out]
         )
 
-    def _run(self, goal: Goal, member: int) -> Run:
-        folder = self._runs / goal.title / f"seed-{goal.seed}-member-{member}"
+    def _run(self, goal: Goal, member: int, part: str = "") -> Run:
+        folder = self._runs / goal.title / f"seed-{goal.seed}-member-{member}{part}"
         chosen = [_plain(self._material.table.clips[i]) for i in self.chosen(goal.left_out)]
         parts = (self._members[member].learnt_from(), self._material.clips.key, self._material.speech, chosen)
-        return Run(folder, fingerprint(*parts, goal.seed, member))
+        return Run(folder, fingerprint(*parts, goal.seed, member, part))
 
     def train(self, goal: Goal) -> bool:
         """Train what is left of a model and claimed by no other process; whether all of it is there then."""
@@ -157,8 +157,21 @@ class Trainer:
         return is_whole
 
     def _learn(self, goal: Goal, member: int, run: Run) -> None:
-        config, material = self._members[member], self._material
-        seed = int(np.random.SeedSequence([goal.seed, member]).generate_state(1)[0])
+        """The heads alone, where the recipe says so, then all of it."""
+        config, title, start = self._members[member], _of(goal, member), None
+        seeds = np.random.SeedSequence([goal.seed, member]).generate_state(2)
+        if config.learning.n_head_epochs:
+            heads = self._run(goal, member, "-heads")
+            if not heads.is_done:
+                alone = config.model_copy(update={"learning": config.learning.of_heads})
+                self._learn_all(goal, heads, alone, seed=int(seeds[1]), title=f"{title}, heads alone")
+            start = heads.weights()
+        self._learn_all(goal, run, config, seed=int(seeds[0]), title=title, start=start)
+
+    def _learn_all(
+        self, goal: Goal, run: Run, config: Config, *, seed: int, title: str, start: Arrays | None = None
+    ) -> None:
+        material = self._material
         mixer = Mixer(
             material.table.clips,
             self.chosen(goal.left_out),
@@ -169,8 +182,7 @@ class Trainer:
             seed=seed,
         )
         n_steps = config.learning.n_epochs * mixer.n_epoch_steps
-        classifier = build_classifier(self.params, config, material.yamnet, n_steps=n_steps, seed=seed)
-        title = _of(goal, member)
+        classifier = build_classifier(self.params, config, material.yamnet, n_steps=n_steps, seed=seed, start=start)
         if run.n_done:
             console.print(f"{title}: goes on after step {run.n_done} of {n_steps}", highlight=False)
         note_steps = max(1, n_steps // 20)

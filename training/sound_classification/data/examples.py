@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soundstage.audio.features import n_frames
-from soundstage.sound.model import MUSIC, SILENCE, SPEECH, STEP_FRAMES, SoundParams, levelled
+from soundstage.sound.model import MUSIC, SILENCE, SPEECH, STEP_FRAMES, SoundParams, levelled, levels
 from training.sound_classification.config import Config
 from training.sound_classification.data.material import Backgrounds, Clips, Spectrogram
 from training.sound_classification.data.table import Clip
@@ -27,6 +27,11 @@ _EDGE_FRAMES = 20
 _QUIET_DB = (-110.0, -53.0)
 """Level of silence, of which some is digital."""
 _FAINTEST = 1e-6
+_WITHOUT_SOUNDS, _SCENE = -1, -2
+"""Windows that are no clip's, in place of its place in the table."""
+_STEADY, _ACTIVE, _SPOKEN = 0.35, 0.126, 0.2
+"""In scenes: what lies under others is above this share of its loudest quarter of a second nearly always; a stretch
+ends where it falls below (-18 dB); and so often it is speech."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,7 @@ class Batch:
     Attributes:
         log_mel: float32 (batch, n_frames, n_mels).
         sounds: float32 (batch, n_sounds), and one more for none of them where they exclude one another.
+        sound_weights: float32 (batch,), 0 for scenes, which are asked for their steps alone.
         extras: float32 (batch, 3), speech, music, silence.
         frames: float32 (batch, n_steps, n_labels).
         frame_weights: The same, 0 where it is not known.
@@ -43,6 +49,7 @@ class Batch:
 
     log_mel: Floats
     sounds: Floats
+    sound_weights: Floats
     extras: Floats
     frames: Floats
     frame_weights: Floats
@@ -52,6 +59,7 @@ class Batch:
         """All but log_mel, by name."""
         return {
             "sounds": self.sounds,
+            "sound_weights": self.sound_weights,
             "extras": self.extras,
             "frames": self.frames,
             "frame_weights": self.frame_weights,
@@ -68,7 +76,7 @@ class _Part:
         times: For each label that is known with its times, which frames hold it.
         untimed: Labels of which only the presence is known.
         share: In a mix of clips.
-        is_clip: Not what lies under one.
+        unknown: Labels that may be heard in it or not.
     """
 
     mel: Floats
@@ -76,7 +84,7 @@ class _Part:
     times: dict[int, NDArray[np.bool_]]
     untimed: tuple[int, ...]
     share: float = 1.0
-    is_clip: bool = False
+    unknown: tuple[int, ...] = ()
 
 
 class Mixer:
@@ -108,26 +116,29 @@ class Mixer:
         self._places = {label: i for i, label in enumerate(params.labels)}
         self._n_sounds = len(params.sounds)
         self._n_frames = params.n_window_frames
+        self._frames_per_s = params.features.sample_rate / params.features.hop_length
         n_short = n_frames(round(config.augmentation.short_s * params.features.sample_rate), params.features)
         self._n_short_frames = min(n_short, self._n_frames)
         sources = ((SPEECH, backgrounds.speech), (MUSIC, backgrounds.music))
         self._backgrounds = {label: source for label, source in sources if len(source.level) > self._n_frames}
-        self._n_windows = max(1, round(len(chosen) * (1 + self._augmentation.without_sounds)))
+        n_others = [
+            round(len(chosen) * of) for of in (self._augmentation.without_sounds, self._augmentation.soundscapes)
+        ]
+        self._kinds = np.concatenate([chosen, np.repeat((_WITHOUT_SOUNDS, _SCENE), n_others)])
+        self._steady = [int(place) for place in chosen if self._is_steady(int(place))]
         self._order_of: tuple[int, NDArray[np.int64]] = (-1, chosen)
 
     @property
     def n_epoch_steps(self) -> int:
         """Steps in which each clip is heard once; a rest that does not fill a batch is left out."""
-        return max(1, self._n_windows // self._config.learning.batch_size)
+        return max(1, len(self._kinds) // self._config.learning.batch_size)
 
     def batch(self, step: int) -> Batch:
         """What a step of the run sees."""
         epoch, position = divmod(step, self.n_epoch_steps)
         if self._order_of[0] != epoch:
             shuffle = np.random.default_rng([self._seed, epoch])
-            places = np.full(self._n_windows, -1)
-            places[: len(self._chosen)] = self._chosen[: self._n_windows]
-            self._order_of = (epoch, shuffle.permutation(places))
+            self._order_of = (epoch, shuffle.permutation(self._kinds))
         size = self._config.learning.batch_size
         rng = np.random.default_rng([self._seed, epoch, position])
         is_short = rng.random() < self._augmentation.short_windows
@@ -136,10 +147,13 @@ class Mixer:
         windows = [self._window(rng, int(place), is_short=is_short) for place in places]
         return Batch(*(np.stack(parts) for parts in zip(*windows, strict=True)))
 
-    def _window(self, rng: np.random.Generator, place: int, *, is_short: bool) -> tuple[Floats, ...]:
-        """One window: the fields of a batch without its first axis; place -1 is one without sounds."""
+    def _window(self, rng: np.random.Generator, place: int, *, is_short: bool) -> tuple[Floats | np.float32, ...]:
+        """One window: the fields of a batch without its first axis."""
         augmentation, target = self._augmentation, np.float32(self._params.level_target)
-        if place >= 0:
+        if place == _SCENE:
+            parts, mel = self._scene(rng)
+            mel *= target * _gain(rng.uniform(*augmentation.gain_db))
+        elif place >= 0:
             parts = self._clip_parts(rng, place)
             mel = parts[0].mel * np.float32(parts[0].share)
             for part in parts[1:]:
@@ -158,7 +172,8 @@ class Mixer:
             first = self._short_start(rng, parts)
             span = slice(first, first + self._n_short_frames)
         log_mel = self._disturbed(rng, levelled(mel[span], self._params))
-        return (log_mel, *self._targets(parts, span))
+        sounds, *others = self._targets(parts, span)
+        return (log_mel, sounds, np.float32(place != _SCENE), *others)
 
     def _clip_parts(self, rng: np.random.Generator, place: int) -> list[_Part]:
         """A clip, or two that share a window; each as loud as the other where it is loudest."""
@@ -178,7 +193,7 @@ class Mixer:
         heard, clip = self._clips[place, variant], self._table[place]
         n_clip, n = len(heard.level), self._n_frames
         times: dict[int, NDArray[np.bool_]] = {}
-        frames_per_s = self._params.features.sample_rate / self._params.features.hop_length
+        frames_per_s = self._frames_per_s
         untimed = []
         for item in clip.heard:
             label = self._places[item.label]
@@ -204,7 +219,6 @@ class Mixer:
             level=level * scale,
             times={label: fitted(active) for label, active in times.items()},
             untimed=tuple(dict.fromkeys(untimed)),
-            is_clip=True,
         )
 
     def _cut_start(self, rng: np.random.Generator, heard: Spectrogram, times: dict[int, NDArray[np.bool_]]) -> int:
@@ -266,14 +280,64 @@ class Mixer:
             level_db += rng.uniform(-20, 5)
         return parts, mel
 
+    def _is_steady(self, place: int) -> bool:
+        """Whether a clip sounds all the time, so that it can lie under others."""
+        level = self._clips[place, 0].level
+        return len(level) >= self._n_frames and float((level > _STEADY * level.max()).mean()) > 0.9
+
+    def _scene(self, rng: np.random.Generator) -> tuple[list[_Part], Floats]:
+        """Stretches of clips and speech over a steady clip, or over noise of some colour."""
+        augmentation, n = self._augmentation, self._n_frames
+        if self._steady and rng.random() < 0.5:
+            under = self._clip_part(rng, int(rng.choice(self._steady)))
+            under.untimed, under.unknown = (), under.untimed
+        else:
+            colour = np.exp(rng.uniform(-1.5, 1.5) * np.linspace(-1, 1, self._params.features.n_mels))
+            noise = self._noise(rng, 0.0) * colour.astype(np.float32)
+            under = _Part(noise / levels(noise, self._params.features).max(), np.ones(n, np.float32), {}, ())
+        parts, mel = [under], under.mel.copy()
+        for _ in range(int(rng.integers(augmentation.scene_events[0], augmentation.scene_events[1] + 1))):
+            is_speech = SPEECH in self._backgrounds and rng.random() < _SPOKEN
+            part = self._background(rng, SPEECH) if is_speech else self._clip_part(rng, int(rng.choice(self._chosen)))
+            n_most = round(rng.uniform(*augmentation.scene_event_s) * self._frames_per_s)
+            stretch = self._stretch(rng, part, n_most)
+            placed = self._placed(rng, part, stretch)
+            mel += placed.mel * _gain(rng.uniform(*augmentation.scene_event_db))
+            parts.append(placed)
+        return parts, mel
+
+    def _stretch(self, rng: np.random.Generator, part: _Part, n_most: int) -> slice:
+        """A part of what sounds without a break, from its start on or from anywhere in it."""
+        active = part.level >= _ACTIVE * part.level.max()
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], active.astype(np.int8), [0]])))
+        first, end = edges.reshape(-1, 2)[int(rng.integers(len(edges) // 2))]
+        length = int(min(end - first, n_most))
+        if rng.random() < 0.5:
+            first += int(rng.integers(end - first - length + 1))
+        return slice(int(first), int(first) + length)
+
+    def _placed(self, rng: np.random.Generator, part: _Part, stretch: slice) -> _Part:
+        """A stretch of a part at another time, silence around it; it may reach beyond the window."""
+        n, length = self._n_frames, stretch.stop - stretch.start
+        at = int(rng.integers(-(length // 2), n - length // 2))
+        first, end = max(0, at), min(n, at + length)
+        mel, level, active = np.zeros_like(part.mel), np.zeros_like(part.level), np.zeros(n, np.bool_)
+        source = slice(stretch.start + first - at, stretch.start + end - at)
+        scale = np.float32(1 / max(float(part.level[stretch].max()), _FAINTEST))
+        mel[first:end], level[first:end], active[first:end] = part.mel[source] * scale, part.level[source] * scale, True
+        times = dict.fromkeys(part.untimed, active)
+        for label, heard in part.times.items():
+            times[label] = np.zeros(n, np.bool_)
+            times[label][first:end] = heard[source]
+        return _Part(mel, level, times, ())
+
     def _disturbed(self, rng: np.random.Generator, log_mel: Floats) -> Floats:
         """Bands made louder and softer, and parts blanked."""
         augmentation = self._augmentation
         n, n_mels = log_mel.shape
         if rng.random() < augmentation.mask:
             blank = np.log(np.float32(self._params.features.log_offset))
-            frames_per_s = self._params.features.sample_rate / self._params.features.hop_length
-            length = min(n, max(1, round(rng.uniform(*augmentation.mask_s) * frames_per_s)))
+            length = min(n, max(1, round(rng.uniform(*augmentation.mask_s) * self._frames_per_s)))
             first = int(rng.integers(n - length + 1))
             log_mel[first : first + length] = blank
             n_bands = min(n_mels, int(rng.integers(augmentation.mask_bands[0], augmentation.mask_bands[1] + 1)))
@@ -294,8 +358,11 @@ class Mixer:
         unknown: list[int] = []
         for part in parts:
             found = self._part_targets(part, span, n_steps)
+            unknown += part.unknown
             # a window is laid so that it holds the sound of a clip without times; the rest is heard where it is
-            inside = [k for k, (active, _) in found.items() if (k in part.untimed and k < n_sounds) or active.any()]
+            inside = [
+                k for k, (active, _) in found.items() if (k in part.untimed and k < n_sounds) or active.max() >= 0.5
+            ]
             if part.share < self._config.targets.min_mixed:
                 unknown += found
                 if not self._params.is_exclusive:
@@ -319,12 +386,11 @@ class Mixer:
         return sounds, extras, frames, weights
 
     def _part_targets(self, part: _Part, span: slice, n_steps: int) -> dict[int, tuple[Floats, Floats]]:
-        """For each label of a part, whether each step holds it and whether that is known."""
+        """For each label of a part, how much of each step holds it and whether that is known."""
         found: dict[int, tuple[Floats, Floats]] = {}
         for label, active in part.times.items():
             share = _by_step(active[span].astype(np.float32), n_steps).mean(axis=1)
-            is_known = (share >= 0.5) | (share <= 0.1)
-            found[label] = ((share >= 0.5).astype(np.float32), is_known.astype(np.float32))
+            found[label] = (share, np.ones_like(share))
         if part.untimed:
             level = _by_step(part.level[span], n_steps).max(axis=1)
             loudest = float(part.level.max())
