@@ -116,6 +116,8 @@ class ModelStage(Generic[ModelT, ConfigT, InputT, OutputT]):
             RuntimeError: Its output is not finite.
         """
         await self._slot.run(lambda model: model.warm_up())
+        # Ray forgets a gauge that is not set anew within 20 s or so.
+        self._meter.show(self._state)
 
     async def served_model(self) -> ServedModel:
         """What is really served, and what was refused."""
