@@ -372,6 +372,25 @@ def test_frozen_layers_stay_and_the_heads_learn_faster() -> None:
     )
 
 
+def test_heads_learn_alone_before_the_body(tmp_path: Path) -> None:
+    params = SoundParams(sounds=("beep", "hiss"), window_s=1.0)
+    learning = {"start": "random", "n_head_epochs": 3, "n_epochs": 5, "warm_up": 0, "precision": "float32"}
+    config = Config.model_validate({"learning": learning})
+    alone = config.model_copy(update={"learning": config.learning.of_heads})
+    assert (alone.learning.n_epochs, alone.learning.head_rate) == (3, config.learning.first_head_rate)
+    classifier = build_classifier(params, alone, None, n_steps=4, seed=0)
+    start = network_weights(classifier)
+    run = Run(tmp_path, "heads")
+    list(run.train(classifier, cast(Mixer, NoiseMixer()), 4, checkpoint_steps=10))
+    heads = run.weights()
+    for name, array in heads.items():
+        moved = not np.array_equal(array, start[name])
+        assert moved == name.startswith(("clip/", "frames/")), name
+    goes_on = build_classifier(params, config, None, n_steps=4, seed=1, start=heads)
+    np.testing.assert_array_equal(network_weights(goes_on)["clip/kernel"], heads["clip/kernel"])
+    assert len(goes_on.trainable_variables) == 2 * (27 + 2)
+
+
 def test_a_run_that_was_broken_off_ends_like_one_that_was_not(tmp_path: Path) -> None:
     params = SoundParams(sounds=("beep", "hiss"), window_s=1.0)
     config = Config.model_validate({"learning": {"start": "random", "precision": "float32", "dropout": 0.5}})

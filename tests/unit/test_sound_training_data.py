@@ -293,6 +293,40 @@ def test_backgrounds_and_windows_without_sounds_say_so(tmp_path: Path) -> None:
     assert set(map(tuple, without.tolist())) == {(1, 0, 0), (0, 0, 1)}, "speech or silence, never both"
 
 
+def test_scenes_say_which_part_of_each_step_holds_a_sound(tmp_path: Path) -> None:
+    params = PARAMS.model_copy(update={"window_s": 5.0})
+    beep = np.concatenate([np.zeros(2 * RATE, np.float32), sound("beep", 1.0, 0), np.zeros(2 * RATE, np.float32)])
+    clips = [clip("beep.wav", Heard(label="beep")), clip("hiss.wav", Heard(label="hiss"))]
+    options: dict[str, Any] = {"soundscapes": 40.0, "scene_events": (1, 1), "scene_event_db": (25.0, 25.0)}
+    mixer = mixer_of(tmp_path, clips, [beep, sound("hiss", 5.0, 1)], params=params, **options)
+    assert mixer.n_epoch_steps == 10
+    n_scenes = n_edges = 0
+    for batch in (mixer.batch(step) for step in range(10)):
+        for i in np.flatnonzero(batch.sound_weights == 0):
+            frames, known = batch.frames[i], batch.frame_weights[i]
+            n_scenes += 1
+            n_edges += bool(((frames > 0) & (frames < 1)).any())
+            assert not frames[:, params.labels.index("silence")].any()
+            assert frames[:, 0].sum() <= 4.2, "a second of beeping is no more than four steps"
+            assert known[:, 0].all()
+            if frames[:, 0].max() == 1:
+                loudest = int(batch.log_mel[i].mean(axis=1).argmax()) // 32
+                assert frames[loudest, 0] > 0
+        assert (batch.sounds[batch.sound_weights == 1].sum(axis=1) == 1).all()
+    assert n_scenes >= 70
+    assert n_edges > n_scenes / 2, "edges lie anywhere in a step"
+
+
+def test_what_lies_under_a_scene_is_not_asked_for(tmp_path: Path) -> None:
+    clips = [clip("hiss.wav", Heard(label="hiss"))]
+    mixer = mixer_of(tmp_path, clips, [sound("hiss", 2.0, 1)], soundscapes=60.0)
+    hiss = PARAMS.labels.index("hiss")
+    weights = np.concatenate([mixer.batch(step).frame_weights for step in range(7)])
+    scenes = np.concatenate([mixer.batch(step).sound_weights for step in range(7)]) == 0
+    unknown = (weights[scenes][:, :, hiss] == 0).any(axis=1)
+    assert 0.1 < unknown.mean() < 0.9, "half of the scenes lie over the clip, half over noise"
+
+
 def test_short_windows_hold_the_loudest_part(tmp_path: Path) -> None:
     samples = np.concatenate([np.zeros(RATE, np.float32), sound("beep", 0.2, 0), np.zeros(RATE, np.float32)])
     made = mixer_of(tmp_path, [clip("a.wav", Heard(label="beep"))], [samples], short_windows=1.0, short_s=1.0)
