@@ -29,10 +29,11 @@ from soundstage.sound.model import SoundParams, network_weights
 from soundstage.types import Waveform
 from tests.conftest import ROOT
 from tests.unit.tiny_clips import sound, tiny_clips, write_table
+from training.runs import Run, WrongRun, write_whole
 from training.sound_classification import evaluate, train
 from training.sound_classification.config import Config
 from training.sound_classification.data.examples import Batch, Mixer
-from training.sound_classification.learning import Run, WrongRun, build_classifier, write_whole
+from training.sound_classification.learning import build_classifier, learn
 from training.sound_classification.measure import late, short_windows
 from training.sound_classification.train import summary
 
@@ -381,7 +382,7 @@ def test_heads_learn_alone_before_the_body(tmp_path: Path) -> None:
     classifier = build_classifier(params, alone, None, n_steps=4, seed=0)
     start = network_weights(classifier)
     run = Run(tmp_path, "heads")
-    list(run.train(classifier, cast(Mixer, NoiseMixer()), 4, checkpoint_steps=10))
+    list(learn(run, classifier, cast(Mixer, NoiseMixer()), 4, checkpoint_steps=10))
     heads = run.weights()
     for name, array in heads.items():
         moved = not np.array_equal(array, start[name])
@@ -398,7 +399,7 @@ def test_a_run_that_was_broken_off_ends_like_one_that_was_not(tmp_path: Path) ->
     def steps(folder: str) -> Iterator[int]:
         classifier = build_classifier(params, config, None, n_steps=4, seed=0)
         mixer = cast(Mixer, NoiseMixer())
-        for progress in Run(tmp_path / folder, "this").train(classifier, mixer, 4, checkpoint_steps=2):
+        for progress in learn(Run(tmp_path / folder, "this"), classifier, mixer, 4, checkpoint_steps=2):
             yield progress.step
 
     assert list(steps("straight")) == [1, 2, 3, 4]

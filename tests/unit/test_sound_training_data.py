@@ -11,13 +11,15 @@ from pydantic import ValidationError
 
 from soundstage.sound.model import SoundParams
 from tests.unit.tiny_clips import LABELS, RATE, sound, tiny_clips, write_folder, write_table, write_wav
+from training.acoustics import coded, room
+from training.config import BadConfig
 from training.data import BadFolder
-from training.sound_classification.config import BadConfig, Config, DataConfig, VariantConfig, read_config
+from training.sound_classification.config import Config, DataConfig, VariantConfig, read_config
 from training.sound_classification.data.examples import Mixer
 from training.sound_classification.data.material import Backgrounds, Spectrogram, load_clips, spectrogram
 from training.sound_classification.data.music import compose
 from training.sound_classification.data.table import Clip, Heard, Table, check_cross_validation, read_table
-from training.sound_classification.data.variants import coded, room, varied
+from training.sound_classification.data.variants import varied
 
 FEATURES = SoundParams(sounds=("any",)).features
 DATA = DataConfig(min_clips_per_label=1)

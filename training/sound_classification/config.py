@@ -4,31 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import yaml
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from soundstage.params import EventParams, Params
+from training.config import BadConfig, Range, Share, explained, read_yaml
 
 N_BLOCKS = 13
 """Of the body, after its first convolution."""
-
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-def _in_order(values: tuple[float, float]) -> tuple[float, float]:
-    if values[0] > values[1]:
-        raise ValueError(f"the first of {list(values)} must be the smaller")
-    return values
-
-
-Range = Annotated[tuple[float, float], AfterValidator(_in_order)]
-"""Lowest and highest; drawn evenly between them."""
-
-
-class BadConfig(ValueError):
-    """A recipe that cannot be used; the message names the file and the key."""
 
 
 class DataConfig(Params):
@@ -221,7 +205,7 @@ class Config(Params):
         try:
             return Config.model_validate(changed)
         except ValidationError as e:
-            raise BadConfig(f"members[{index}]: {_explained(e)}") from e
+            raise BadConfig(f"members[{index}]: {explained(e)}") from e
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,36 +216,16 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return result
 
 
-def _explained(error: ValidationError) -> str:
-    """What is wrong with which key, one line each."""
-    lines = []
-    for detail in error.errors():
-        key = ".".join(str(part) for part in detail["loc"])
-        reason = "there is no such key" if detail["type"] == "extra_forbidden" else detail["msg"]
-        lines.append(f"{key}: {reason}")
-    return "; ".join(lines)
-
-
 def read_config(path: Path) -> Config:
     """A recipe from a YAML file; what it does not name keeps its default.
 
     Raises:
         BadConfig: The file is missing, no YAML, or holds a key or value that is not one of the recipe's.
     """
+    config = read_yaml(path, Config)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise BadConfig(f"{path} cannot be read: {e.strerror}") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise BadConfig(f"{path} is not YAML: {e}") from e
-    if values is not None and not isinstance(values, dict):
-        raise BadConfig(f"{path} is no mapping of keys to values")
-    try:
-        config = Config.model_validate(values or {})
         for index in range(len(config.members)):
             config.member(index)
-    except ValidationError as e:
-        raise BadConfig(f"{path}: {_explained(e)}") from e
     except BadConfig as e:
         raise BadConfig(f"{path}: {e}") from e
     return config

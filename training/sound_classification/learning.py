@@ -5,19 +5,11 @@ Keras does the work on whichever backend it runs (TensorFlow, JAX).
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from soundstage.sound.model import (
     HEAD_NAMES,
@@ -27,23 +19,14 @@ from soundstage.sound.model import (
     network_weights,
     set_network_weights,
 )
+from training.runs import Arrays, Progress, Run, share_schedule
 from training.sound_classification.config import Config, LearningConfig, LossConfig
 from training.sound_classification.data.examples import Mixer
 from training.sound_classification.model.yamnet import Yamnet
 
-Arrays = dict[str, NDArray[np.float32]]
-
 _TEACHER_HEAD = "yamnet"
 _TEACHER_START = -3.0
 """Bias of the teacher's head: few of the 521 are heard at once."""
-
-
-class Diverged(RuntimeError):
-    """The loss is no number any more; the message says when, and where the last good weights are."""
-
-
-class WrongRun(ValueError):
-    """A folder holds another run than the one that is to go on."""
 
 
 @keras.saving.register_keras_serializable("soundstage")
@@ -189,8 +172,9 @@ def build_classifier(
     classifier.arrange(params, config.loss)
     heads = {*HEAD_NAMES, _TEACHER_HEAD}
     is_head = [variable.path.split("/")[-2] in heads for variable in classifier.trainable_variables]
+    schedule = share_schedule(n_steps, warm_up=learning.warm_up, final=learning.final_rate)
     classifier.compile(
-        TwoRateAdamW(_schedule(learning, n_steps), learning, is_head),
+        TwoRateAdamW(schedule, learning, is_head),
         # XLA's grouped convolution is 8 times slower than oneDNN's; JAX has nothing else
         jit_compile=keras.backend.backend() != "tensorflow",
     )
@@ -227,164 +211,28 @@ def _teacher(params: SoundParams, yamnet: Yamnet) -> keras.Model:
     return teacher
 
 
-def _schedule(learning: LearningConfig, n_steps: int) -> Any:
-    """Share of both rates: linear warm-up, then cosine."""
-    n_warm_up = round(learning.warm_up * n_steps)
-    return keras.optimizers.schedules.CosineDecay(
-        0.0 if n_warm_up else 1.0,
-        max(1, n_steps - n_warm_up),
-        alpha=learning.final_rate,
-        warmup_target=1.0 if n_warm_up else None,
-        warmup_steps=n_warm_up,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """After each step.
-
-    Attributes:
-        losses: The whole, under "loss", and its parts.
-    """
-
-    step: int
-    n_steps: int
-    losses: dict[str, float]
-
-
-class Run:
-    """One network's training, in a folder from which it goes on after a break of any kind.
+def learn(run: Run, classifier: Classifier, mixer: Mixer, n_steps: int, *, checkpoint_steps: int) -> Iterator[Progress]:
+    """Train to the end from where the run is, reporting after each step.
 
     Args:
-        folder: Holds checkpoint.safetensors while it runs, and weights.safetensors when it is done.
-        fingerprint: Of the recipe and the data. A folder that holds another is refused.
-    """
-
-    def __init__(self, folder: Path, fingerprint: str) -> None:
-        self.folder, self._fingerprint = folder, fingerprint
-        self._checkpoint, self._result = folder / "checkpoint.safetensors", folder / "weights.safetensors"
-
-    @property
-    def is_done(self) -> bool:
-        """Whether the weights are there.
-
-        Raises:
-            WrongRun: They are those of another run.
-        """
-        return self._read(self._result) is not None
-
-    @property
-    def n_done(self) -> int:
-        """Steps up to the last checkpoint.
-
-        Raises:
-            WrongRun: It is one of another run.
-        """
-        found = self._read(self._checkpoint)
-        return 0 if found is None else found[1]
-
-    def weights(self) -> Arrays:
-        """What has been learnt, by the names of the model folder.
-
-        Raises:
-            WrongRun: The folder holds another run, or no end of it.
-        """
-        found = self._read(self._result)
-        if found is None:
-            raise WrongRun(f"{self.folder} holds no finished run")
-        return found[0]
-
-    def train(self, classifier: Classifier, mixer: Mixer, n_steps: int, *, checkpoint_steps: int) -> Iterator[Progress]:
-        """Go on from the last checkpoint to the end, reporting after each step.
-
-        Args:
-            classifier: At its start.
-            mixer: Gives each step its windows.
-            n_steps: In all.
-            checkpoint_steps: After how many steps a checkpoint is written.
-
-        Raises:
-            Diverged: The loss or a weight is not finite.
-            OSError: The disk refuses; the last checkpoint stays.
-            WrongRun: The folder holds another run.
-        """
-        variables = {f"{i:03d}": v for i, v in enumerate(classifier.variables + classifier.optimizer.variables)}
-        first = self._restore(variables)
-        for step in range(first, n_steps):
-            batch = mixer.batch(step)
-            losses = classifier.train_on_batch(batch.log_mel, batch.targets, return_dict=True)
-            losses = {name: float(value) for name, value in losses.items()}
-            if not np.isfinite(losses["loss"]):
-                raise self._diverged(f"the loss is {losses['loss']} at step {step + 1} of {n_steps}")
-            if (step + 1) % checkpoint_steps == 0 and step + 1 < n_steps:
-                arrays = {name: variable.numpy() for name, variable in variables.items()}
-                if not all(np.isfinite(array).all() for array in arrays.values()):
-                    raise self._diverged(f"weights are no numbers any more after step {step + 1} of {n_steps}")
-                self._write(self._checkpoint, arrays, step + 1)
-            yield Progress(step + 1, n_steps, losses)
-        weights = _averaged(classifier)
-        if not all(np.isfinite(array).all() for array in weights.values()):
-            raise self._diverged(f"weights are no numbers any more after step {n_steps}, the last one")
-        self._write(self._result, weights, n_steps)
-        self._checkpoint.unlink(missing_ok=True)
-
-    def _diverged(self, what: str) -> Diverged:
-        is_kept = self._checkpoint.exists()
-        kept = f"The last good weights are in {self._checkpoint}" if is_kept else "No checkpoint had been written"
-        return Diverged(
-            f"{what} of {self.folder}: the rates are too high, or the numbers too coarse (learning.precision). {kept}"
-        )
-
-    def _restore(self, variables: Mapping[str, Any]) -> int:
-        """Fill the variables from the checkpoint; the number of steps that are done."""
-        found = self._read(self._checkpoint)
-        if found is None:
-            return 0
-        arrays, step = found
-        if arrays.keys() != variables.keys():
-            raise WrongRun(f"{self._checkpoint} was written by another version; remove it to start again")
-        for name, variable in variables.items():
-            variable.assign(arrays[name])
-        return step
-
-    def _read(self, path: Path) -> tuple[Arrays, int] | None:
-        if not path.exists():
-            return None
-        try:
-            with safe_open(path, "numpy") as file:
-                about = file.metadata()
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        except SafetensorError as e:
-            raise WrongRun(f"{path} is damaged; remove it to start again: {e}") from e
-        if about["fingerprint"] != self._fingerprint:
-            raise WrongRun(
-                f"{path} is of a run with another recipe or other clips: name another folder with --runs, or remove it"
-            )
-        return arrays, int(about["step"])
-
-    def _write(self, path: Path, arrays: Mapping[str, NDArray[Any]], step: int) -> None:
-        """Whole or not at all."""
-        about = {"fingerprint": self._fingerprint, "step": str(step)}
-        write_whole(path, save({k: np.asarray(v, order="C") for k, v in arrays.items()}, about))
-
-
-def write_whole(path: Path, data: bytes | str) -> None:
-    """Write a file so that there is the old one or the new one, but never a part.
+        run: Keeps what is learnt.
+        classifier: At its start.
+        mixer: Gives each step its windows.
+        n_steps: In all.
+        checkpoint_steps: After how many steps a checkpoint is written.
 
     Raises:
-        OSError: The disk refuses; it names the file.
+        Diverged: The loss or a weight is not finite.
+        OSError: The disk refuses; the last checkpoint stays.
+        WrongRun: The folder holds another run.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.part")
-    try:
-        with scratch.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    except OSError as e:
-        scratch.unlink(missing_ok=True)
-        raise OSError(e.errno, os.strerror(e.errno or 0), str(path)) from e
+
+    def batch(step: int) -> tuple[Any, Any]:
+        mixed = mixer.batch(step)
+        return mixed.log_mel, mixed.targets
+
+    yield from run.steps(classifier, batch, n_steps, checkpoint_steps=checkpoint_steps)
+    run.finish(_averaged(classifier), n_steps)
 
 
 def _averaged(classifier: Classifier) -> Arrays:
@@ -392,8 +240,3 @@ def _averaged(classifier: Classifier) -> Arrays:
     for variable, average in zip(classifier.trainable_variables, classifier.optimizer.averages, strict=True):
         variable.assign(average)
     return network_weights(classifier)
-
-
-def fingerprint(*parts: object) -> str:
-    """Of anything that JSON can hold."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,29 +17,21 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
-from tensorboardX import SummaryWriter
 
 from soundstage.errors import ModelError
 from soundstage.models.registry import ModelCard, ModelFolder, open_folder, sha256_of, write_folder
 from soundstage.models.runtime import limit_threads
 from soundstage.sound.listener import SoundListener
 from soundstage.sound.model import EXTRA_LABELS, SoundParams, member_name
+from training.config import BadConfig
 from training.data import BadFolder
-from training.sound_classification.config import BadConfig, Config, read_config
+from training.runs import Arrays, Diverged, Run, WrongRun, bar, claimed, fingerprint, shown, write_whole
+from training.sound_classification.config import Config, read_config
 from training.sound_classification.data.examples import Mixer
 from training.sound_classification.data.material import Backgrounds, Clips, load_backgrounds, load_clips
 from training.sound_classification.data.table import Clip, Table, check_cross_validation, read_table
-from training.sound_classification.learning import (
-    Arrays,
-    Diverged,
-    Run,
-    WrongRun,
-    build_classifier,
-    fingerprint,
-    write_whole,
-)
+from training.sound_classification.learning import build_classifier, learn
 from training.sound_classification.measure import behaviour, recognition
 from training.sound_classification.model.yamnet import NotYamnet, Yamnet
 
@@ -49,7 +39,6 @@ CARD_TEMPLATE = Path(__file__).parent / "model" / "card.md"
 DEFAULT_CONFIG = Path(__file__).parent / "config.yaml"
 
 _ALL = "all-folds"
-_LOG_STEPS = 10
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 console = Console(stderr=True)
@@ -84,24 +73,6 @@ class Goal:
         if self.left_out is None:
             return _ALL
         return f"without-fold-{re.sub(r'[^a-z0-9._-]', '-', self.left_out.lower())}"
-
-
-def _bar() -> Progress:
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "{task.fields[note]}")
-    return Progress(*(TextColumn(c) if isinstance(c, str) else c for c in columns), console=console)
-
-
-@contextmanager
-def _claimed(path: Path) -> Iterator[bool]:
-    """Whether this process alone may work on something; the claim ends with the process, however that ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 class Trainer:
@@ -148,7 +119,7 @@ class Trainer:
         is_whole = True
         for member in range(len(self._members)):
             run = self._run(goal, member)
-            with _claimed(run.folder / "lock") as is_ours:
+            with claimed(run.folder / "lock") as is_ours:
                 if not is_ours:
                     console.print(f"{_of(goal, member)}: another process is at it", highlight=False)
                 elif not run.is_done:
@@ -185,17 +156,9 @@ class Trainer:
         classifier = build_classifier(self.params, config, material.yamnet, n_steps=n_steps, seed=seed, start=start)
         if run.n_done:
             console.print(f"{title}: goes on after step {run.n_done} of {n_steps}", highlight=False)
-        note_steps = max(1, n_steps // 20)
-        with _bar() as bar, SummaryWriter(str(run.folder)) as log:
-            task = bar.add_task(title, total=n_steps, note="")
-            for progress in run.train(classifier, mixer, n_steps, checkpoint_steps=self._checkpoint_steps):
-                loss = progress.losses["loss"]
-                bar.update(task, completed=progress.step, note=f"loss {loss:.3f}")
-                if progress.step % _LOG_STEPS == 0:
-                    for name, value in progress.losses.items():
-                        log.add_scalar(f"loss/{name}", value, progress.step)
-                if progress.step % note_steps == 0 and not console.is_terminal:
-                    console.print(f"{title}: step {progress.step} of {n_steps}, loss {loss:.3f}", highlight=False)
+        reports = learn(run, classifier, mixer, n_steps, checkpoint_steps=self._checkpoint_steps)
+        for _ in shown(reports, title, run.folder, console):
+            pass
 
     def _weights(self, goal: Goal) -> dict[str, NDArray[np.float16]]:
         """Of all members, as they are stored: half precision costs no accuracy."""
@@ -208,7 +171,7 @@ class Trainer:
     def write_tested(self, goal: Goal) -> None:
         """Write a model of cross-validation as a folder, with its figures on the fold that it has not heard."""
         target = self.registry / goal.title / str(goal.seed)
-        with _claimed(self._runs / goal.title / f"seed-{goal.seed}.lock") as is_ours:
+        with claimed(self._runs / goal.title / f"seed-{goal.seed}.lock") as is_ours:
             if not is_ours or target.exists():
                 return
             tested = [clip for clip in self._material.table.clips if clip.fold == goal.left_out]
@@ -252,10 +215,10 @@ class Trainer:
         whose: str = "",
     ) -> dict[str, float]:
         card = self._card(goal, goal.title, str(goal.seed), {})
-        with tempfile.TemporaryDirectory() as scratch, _bar() as bar:
+        with tempfile.TemporaryDirectory() as scratch, bar(console) as testing:
             listener = SoundListener(self._write(Path(scratch), goal, card, params, weights))
-            task = bar.add_task(f"testing {_of(goal)}{whose}", total=len(tested), note="")
-            return recognition(listener, tested, on_clip=lambda: bar.advance(task))
+            task = testing.add_task(f"testing {_of(goal)}{whose}", total=len(tested), note="")
+            return recognition(listener, tested, on_clip=lambda: testing.advance(task))
 
     def _card(self, goal: Goal, name: str, version: str, figures: Mapping[str, float]) -> ModelCard:
         n_clips = len(self.chosen(goal.left_out))
@@ -425,14 +388,14 @@ def _load(config: Config, table: Table, speech: Path | None, yamnet: Path | None
             console.print(
                 f"no {name} to put under the clips, and nothing is learnt of {name}; see README.md", style="yellow"
             )
-    with _bar() as bar:
-        task = bar.add_task("decoding", total=len(table.clips), note="")
+    with bar(console) as decoding:
+        task = decoding.add_task("decoding", total=len(table.clips), note="")
         clips = load_clips(
             table.clips,
             cache,
             params=params,
             variants=config.augmentation.variants,
-            on_clip=lambda done, of: bar.update(task, completed=done, total=of),
+            on_clip=lambda done, of: decoding.update(task, completed=done, total=of),
         )
     recorded = (
         f"recordings of `{speech.name}`, and voices of espeak-ng" if speech is not None else "voices of espeak-ng"
