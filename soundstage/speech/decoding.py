@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,10 @@ from numpy.typing import NDArray
 
 from soundstage.params import MoonshineParams
 from soundstage.speech import model, shortlist
+
+_BFLOAT16 = ("encoder.conv2.kernel", "encoder.conv3.kernel")
+"""An eighth of the time of encoding, at no change of 289 texts. With the encoder's layers in it too, encoding takes
+two thirds of the time, but the text of 1 clip in 96 depends on its batch: each rounding amplifies tiny differences."""
 
 
 class Trace(NamedTuple):
@@ -44,11 +49,22 @@ class Decoded:
 
 
 class _Rows(NamedTuple):
-    """Where each row stands, (n_batch,) each."""
+    """The rows that are still decoded: what each reads, and where it stands, (n_rows,) unless said."""
 
+    index: tf.Tensor
+    """In the batch."""
     last: tf.Tensor
-    n_tokens: tf.Tensor
     is_active: tf.Tensor
+    cache: model.Cache
+    encoded: model.Encoded
+
+
+class _Written(NamedTuple):
+    """What `greedy` returns, of the whole batch."""
+
+    token_ids: tf.Tensor
+    n_tokens: tf.Tensor
+    logprobs: tf.Tensor
 
 
 class GreedyDecoder:
@@ -70,6 +86,9 @@ class GreedyDecoder:
         if shortlist.is_supported():
             next_token = shortlist.shortlisted(self._weights["decoder.embedding"])
             del self._weights["decoder.head.kernel"]
+            if _multiplies_bfloat16():
+                for name in _BFLOAT16:
+                    self._weights[name] = tf.cast(self._weights[name], tf.bfloat16)
         signature = [
             tf.TensorSpec((None, None), tf.float32),
             tf.TensorSpec((None,), tf.int32),
@@ -124,6 +143,12 @@ class GreedyDecoder:
         return token_ids, n_tokens, logprobs, attention
 
 
+def _multiplies_bfloat16() -> bool:
+    """Whether the processor does; the others would take longer with it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.is_file() and " avx512_bf16 " in cpuinfo.read_text(encoding="utf-8")
+
+
 def greedy(
     weights: model.Weights,
     params: MoonshineParams,
@@ -148,39 +173,51 @@ def greedy(
     next_token = next_token or shortlist.whole_head(weights)
     n_batch = tf.shape(max_tokens)[0]
 
-    def step(
-        position: tf.Tensor, rows: _Rows, written: tf.Tensor, logprobs: tf.Tensor, cache: model.Cache
-    ) -> tuple[Any, ...]:
-        states, cache = model.decoder_states(weights, params, rows.last[:, None], cache, encoded, position=position)
+    def step(position: tf.Tensor, rows: _Rows, written: _Written) -> tuple[tf.Tensor, _Rows, _Written]:
+        last = rows.last[:, None]
+        states, cache = model.decoder_states(weights, params, last, rows.cache, rows.encoded, position=position)
         token, logprob = next_token(states)
+        place = rows.index[:, None]
         token = tf.where(rows.is_active, token, params.end_token_id)
-        logprob = tf.where(rows.is_active, logprob, 0.0)
-        n_tokens = rows.n_tokens + tf.cast(rows.is_active, tf.int32)
-        rows = _Rows(
-            last=token,
-            n_tokens=n_tokens,
-            is_active=rows.is_active & (token != params.end_token_id) & (n_tokens < max_tokens),
+        column = tf.tensor_scatter_nd_update(tf.fill([n_batch], params.end_token_id), place, token)
+        logprobs = tf.scatter_nd(place, tf.where(rows.is_active, logprob, 0.0), [n_batch])
+        written = _Written(
+            token_ids=tf.concat([written.token_ids, column[:, None]], axis=1),
+            n_tokens=written.n_tokens + tf.scatter_nd(place, tf.cast(rows.is_active, tf.int32), [n_batch]),
+            logprobs=tf.concat([written.logprobs, logprobs[:, None]], axis=1),
         )
-        written = tf.concat([written, token[:, None]], axis=1)
-        return position + 1, rows, written, tf.concat([logprobs, logprob[:, None]], axis=1), cache
+        goes_on = (token != params.end_token_id) & (position + 1 < tf.gather(max_tokens, rows.index))
+        rows = rows._replace(last=token, is_active=rows.is_active & goes_on, cache=cache)
+        return position + 1, rows, written
+
+    def is_worth_a_step(_: tf.Tensor, rows: _Rows, __: _Written) -> tf.Tensor:
+        # Rows that have ended are computed too, until they are a quarter: leaving them out copies what the others
+        # read. It takes 8 % off the loop at a batch of 8, 13 % at 16.
+        return 4 * tf.math.count_nonzero(rows.is_active, dtype=tf.int32) > 3 * tf.shape(rows.last)[0]
+
+    def stretch(position: tf.Tensor, rows: _Rows, written: _Written) -> tuple[tf.Tensor, _Rows, _Written]:
+        state = position, rows, written
+        position, rows, written = tf.while_loop(is_worth_a_step, step, state, shape_invariants=shapes)
+        active = tf.where(rows.is_active)[:, 0]
+        return position, tf.nest.map_structure(lambda part: tf.gather(part, active), rows), written
 
     rows = _Rows(
+        index=tf.range(n_batch),
         last=tf.fill([n_batch], params.start_token_id),
-        n_tokens=tf.zeros([n_batch], tf.int32),
         is_active=tf.fill([n_batch], True),
+        cache=model.empty_cache(params, n_batch),
+        encoded=encoded,
     )
-    nothing = tf.zeros([n_batch, 0], tf.int32), tf.zeros([n_batch, 0], tf.float32)
-    first = tf.constant(0), rows, *nothing, model.empty_cache(params, n_batch)
-    any_row = tf.TensorShape([None])
-    growing = tf.TensorShape([None, params.n_heads, None, params.hidden_size // params.n_heads])
-    shapes = (
-        tf.TensorShape([]),
-        _Rows(any_row, any_row, any_row),
-        tf.TensorShape([None, None]),
-        tf.TensorShape([None, None]),
-        ((growing, growing),) * params.n_decoder_layers,
+    written = _Written(tf.zeros([n_batch, 0], tf.int32), tf.zeros([n_batch], tf.int32), tf.zeros([n_batch, 0]))
+    one, two, padding = (tf.TensorShape(shape) for shape in ([None], [None, None], [None, 1, 1, None]))
+    states = tf.TensorShape([None, params.n_heads, None, params.hidden_size // params.n_heads])
+    keys_values = ((states, states),) * params.n_decoder_layers
+    row_shapes = _Rows(one, one, one, keys_values, model.Encoded(keys_values, padding))
+    shapes = tf.TensorShape([]), row_shapes, _Written(two, one, two)
+    result: tuple[tf.Tensor, _Rows, _Written] = tf.while_loop(
+        lambda _, rows, __: tf.shape(rows.last)[0] > 0,
+        stretch,
+        (tf.constant(0), rows, written),
+        shape_invariants=shapes,
     )
-    _, rows, written, logprobs, _ = tf.while_loop(
-        lambda _, rows, *__: tf.reduce_any(rows.is_active), step, first, shape_invariants=shapes
-    )
-    return written, rows.n_tokens, logprobs
+    return result[2]

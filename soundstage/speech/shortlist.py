@@ -50,14 +50,15 @@ def shortlisted(embedding: tf.Tensor) -> NextToken:
     codes, scales = _quantised(embedding.numpy())
     vocabulary_size = len(scales)
     block_size = _BLOCK_SIZE if vocabulary_size % _BLOCK_SIZE == 0 else 1
-    n_candidates = min(N_CANDIDATES, vocabulary_size // block_size)
+    n_candidates = min(N_CANDIDATES, vocabulary_size)
+    n_blocks = vocabulary_size // block_size
 
     def next_token(states: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         logits = _integer_product(states, codes) * scales
-        # (n_rows, n_blocks, block_size), then the n_candidates best blocks, then the best of their tokens
-        blocks = tf.reshape(logits, (-1, vocabulary_size // block_size, block_size))
-        best_blocks = tf.math.top_k(tf.reduce_max(blocks, axis=-1), n_candidates).indices
-        leading = tf.reshape(tf.gather(blocks, best_blocks, batch_dims=1), (-1, n_candidates * block_size))
+        blocks = tf.reshape(logits, (-1, n_blocks, block_size))  # the best n tokens are in the best n blocks
+        best_blocks = tf.math.top_k(tf.reduce_max(blocks, axis=-1), min(n_candidates, n_blocks)).indices
+        leading = tf.gather(blocks, best_blocks, batch_dims=1)
+        leading = tf.reshape(leading, (-1, leading.shape[1] * block_size))
         rough, places = tf.math.top_k(leading, n_candidates)
         block = tf.gather(best_blocks, places // block_size, batch_dims=1)
         token_ids = block * block_size + places % block_size  # (n_rows, n_candidates)

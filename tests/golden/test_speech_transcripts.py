@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from soundstage.audio.chunks import Chunker
 from soundstage.audio.resample import decode_mono
 from soundstage.params import ChunkParams, Limits, VoiceActivityParams
-from soundstage.speech import weights
-from soundstage.speech.decoding import Decoded
+from soundstage.speech import shortlist, weights
+from soundstage.speech.decoding import Decoded, GreedyDecoder
 from soundstage.speech.transcriber import Transcriber
 from soundstage.types import Waveform
 
@@ -75,10 +75,21 @@ def test_a_clip_alone_gives_the_tokens_that_it_gives_in_any_batch(
     _assert_same(transcriber._decoder.decode(with_noise, [*limits, 99])[:-1], alone)
 
 
-def _assert_same(found: list[Decoded], expected: list[Decoded]) -> None:
+def test_what_makes_decoding_fast_leaves_its_text(
+    transcriber: Transcriber, regions: list[Waveform], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The 8-bit shortlist and the convolutions in bfloat16, against everything in float32."""
+    monkeypatch.setattr(shortlist, "is_supported", lambda: False)
+    plain = GreedyDecoder(weights.fetch().weights(), transcriber._model_params)
+    pieces = [region.samples for region in regions]
+    limits = [round(6.5 * region.duration_s) for region in regions]
+    _assert_same(transcriber._decoder.decode(pieces, limits), plain.decode(pieces, limits), tolerance=5e-3)
+
+
+def _assert_same(found: list[Decoded], expected: list[Decoded], tolerance: float = 1e-4) -> None:
     assert [row.token_ids for row in found] == [row.token_ids for row in expected]
     np.testing.assert_allclose(
-        [row.avg_logprob for row in found], [row.avg_logprob for row in expected], atol=1e-4, rtol=0
+        [row.avg_logprob for row in found], [row.avg_logprob for row in expected], atol=tolerance, rtol=0
     )
 
 
