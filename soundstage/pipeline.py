@@ -174,16 +174,21 @@ def regions_of(chunk: Chunk) -> list[Waveform]:
 
 @dataclass(slots=True)
 class ChunkAssembler:
-    """Turns what the models gave for each chunk, in order, into ChunkAnalyses; holds events that are still sounding."""
+    """Turns what the models gave for each chunk, in order, into ChunkAnalyses; holds events that are still sounding.
 
-    event_params: EventParams
-    tracker: EventTracker = field(init=False)
+    Attributes:
+        events: How scores become events, whatever the model says; None for what each model was given.
+    """
 
-    def __post_init__(self) -> None:
-        self.tracker = EventTracker(self.event_params)
+    events: EventParams | None = None
+    tracker: EventTracker = field(init=False, default_factory=lambda: EventTracker(EventParams()))
 
     def push(
-        self, chunk: Chunk, segments: Sequence[Segment | None] | None, scores: FrameScores | None
+        self,
+        chunk: Chunk,
+        segments: Sequence[Segment | None] | None,
+        scores: FrameScores | None,
+        model_events: EventParams | None = None,
     ) -> ChunkAnalysis:
         """The analysis of the next chunk.
 
@@ -191,11 +196,14 @@ class ChunkAssembler:
             chunk: The chunk after the one pushed before.
             segments: Of its regions; None where speech was not asked for.
             scores: None where sounds were not asked for.
+            model_events: Of the model that gave the scores. It may be exchanged in the middle of a clip; what sounds
+                then goes on.
         """
         events: list[SoundEvent] = []
         tags: tuple[Tag, ...] = ()
         end_s = chunk.waveform.end_s
         if scores is not None:
+            self.tracker.params = self.events or model_events or self.tracker.params
             # the last frame may reach beyond the end
             events = [
                 replace(event, start_s=min(event.start_s, end_s), end_s=min(event.end_s, end_s))

@@ -328,6 +328,9 @@ class FrameScores:
         hop_s: From frame to frame.
         window_s: How much audio one frame looks at, centred on its time.
         tags: float32 (n_classes,), the scores of the whole chunk. Read-only.
+        rises_s: float64 (n_frames,), stream time of the sharpest rise of level near each frame, not a number where
+            there is none; None where the level is not known. Read-only.
+        falls_s: The same of falls.
     """
 
     scores: NDArray[np.float32]
@@ -336,6 +339,8 @@ class FrameScores:
     hop_s: float
     window_s: float
     tags: NDArray[np.float32]
+    rises_s: NDArray[np.float64] | None = None
+    falls_s: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         n_classes = len(self.labels)
@@ -347,6 +352,10 @@ class FrameScores:
         _require(self.hop_s > 0 and self.window_s > 0, "hop_s and window_s must be positive")
         self.scores.setflags(write=False)
         self.tags.setflags(write=False)
+        for edges_s in (self.rises_s, self.falls_s):
+            if edges_s is not None:
+                _require(edges_s.shape == self.scores.shape[:1], f"expected an edge a frame, got {edges_s.shape}")
+                edges_s.setflags(write=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

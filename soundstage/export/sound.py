@@ -14,10 +14,9 @@ from soundstage.audio.features import frame_window, mel_filterbank
 from soundstage.export import Precision
 from soundstage.export.graph import ServedGraph, Tensors, WarmUp, computed, traced
 from soundstage.models.registry import ModelFolder
-from soundstage.sound.listener import _EDGE_STEPS as EDGE_STEPS
-from soundstage.sound.model import SoundParams, build_network, member_weights, set_network_weights
+from soundstage.sound.listener import EDGE_STEPS
+from soundstage.sound.model import LEVEL_S, SoundParams, build_network, member_weights, set_network_weights
 
-LEVEL_S = 0.25
 _WARM_UP_S = (0.3, 2, 5, 12, 30)
 
 
@@ -102,7 +101,7 @@ class SoundGraph(ServedGraph):
         return tf.add_n(clips) / len(members), tf.add_n(frames) / len(members)
 
     def _window_features(self, samples: tf.Tensor) -> tf.Tensor:
-        """soundstage.sound.model.window_features of each row: float32 (n_rows, n_frames, n_mels)."""
+        """soundstage.sound.model.levelled of the spectrogram of each row: float32 (n_rows, n_frames, n_mels)."""
         params = self._params.features
         window = frame_window(params)
         frames = tf.signal.frame(samples, len(window), params.hop_length) * window

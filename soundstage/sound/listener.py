@@ -9,17 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from soundstage.audio.features import mel_spectrogram, n_frames
 from soundstage.errors import ModelError, SampleRateMismatch
 from soundstage.models.registry import ModelCard, ModelFolder
 from soundstage.models.runtime import limit_threads
+from soundstage.sound.edges import edges
 from soundstage.sound.model import (
+    STEP_FRAMES,
     SoundParams,
     build_network,
     clip_scores,
     frame_scores,
+    levelled,
     member_weights,
     set_network_weights,
-    window_features,
 )
 from soundstage.types import FrameScores, Waveform
 
@@ -27,7 +30,7 @@ Floats = NDArray[np.float32]
 
 _BATCH_SIZES = (1, 2, 4, 8, 16)
 """Windows that go through a network together: a few shapes, all known after warming up, and bounded memory."""
-_EDGE_STEPS = 1
+EDGE_STEPS = 1
 """Steps at the edge of a window that the neighbouring window knows better, since it hears what is beyond them."""
 
 
@@ -51,10 +54,11 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class _Heard:
-    """What the networks say of one window: scores (n_labels,) and (n_steps, n_labels)."""
+    """What the networks say of one window: scores (n_labels,) and (n_steps, n_labels); and its level (n_frames,)."""
 
     clip: Floats
     frames: Floats
+    level: Floats
 
 
 def windows_of(n_samples: int, params: SoundParams) -> list[Window]:
@@ -67,7 +71,7 @@ def windows_of(n_samples: int, params: SoundParams) -> list[Window]:
     if n_samples == 0:
         return []
     step = params.n_step_samples
-    hop_steps = params.n_window_steps - 2 * _EDGE_STEPS
+    hop_steps = params.n_window_steps - 2 * EDGE_STEPS
     starts = [0]
     while starts[-1] * step + params.n_window_samples < n_samples:
         starts.append(starts[-1] + hop_steps)
@@ -75,7 +79,7 @@ def windows_of(n_samples: int, params: SoundParams) -> list[Window]:
         # the last window ends where the waveform does, or less than a step before; it starts at a step of the first
         starts[-1] = math.ceil((n_samples - params.n_window_samples) / step)
     n_steps = math.ceil(n_samples / step)
-    edges = [0, *(start + _EDGE_STEPS for start in starts[1:]), n_steps]
+    edges = [0, *(start + EDGE_STEPS for start in starts[1:]), n_steps]
     return [
         Window(start * step, min(params.n_window_samples, n_samples - start * step), start, first, end)
         for start, first, end in zip(starts, edges, edges[1:], strict=False)
@@ -159,18 +163,19 @@ class SoundListener:
             for start in range(0, len(indices), _BATCH_SIZES[-1]):
                 part = indices[start : start + _BATCH_SIZES[-1]]
                 size = next(size for size in _BATCH_SIZES if size >= len(part))
-                features = np.stack([self._features(pieces[i]) for i in part])
+                mels = [self._mel(pieces[i]) for i in part]
+                features = np.stack([levelled(mel, self.params) for mel in mels])
                 batch = np.concatenate([features, np.zeros((size - len(part), *features.shape[1:]), np.float32)])
                 answers = [network.predict_on_batch(batch) for network in self._networks]
                 clip = np.mean([clip_scores(answer["clip"], self.params) for answer in answers], axis=0)
                 frames = np.mean([frame_scores(answer["frames"]) for answer in answers], axis=0)
-                results |= {i: _Heard(clip[row], frames[row]) for row, i in enumerate(part)}
+                results |= {i: _Heard(clip[row], frames[row], mels[row].mean(axis=1)) for row, i in enumerate(part)}
         return [results[i] for i in range(len(pieces))]
 
-    def _features(self, samples: Floats) -> Floats:
-        """Of a window; one that does not fill a step is filled up with silence."""
+    def _mel(self, samples: Floats) -> Floats:
+        """Mel spectrogram of a window; one that does not fill a step is filled up with silence."""
         n_missing = max(0, self.params.n_step_samples - len(samples))
-        return window_features(np.pad(samples, (0, n_missing)), self.params)
+        return mel_spectrogram(np.pad(samples, (0, n_missing)), self.params.features)
 
     def _joined(self, waveform: Waveform, windows: Sequence[Window], heard: Sequence[_Heard]) -> FrameScores:
         """Put the windows of one waveform together."""
@@ -178,11 +183,15 @@ class SoundListener:
         n_steps = windows[-1].end_kept if windows else 0
         scores = np.zeros((n_steps, len(params.labels)), np.float32)
         tags = np.zeros(len(params.labels), np.float32)
+        level = np.zeros(n_frames(len(waveform.samples), params.features), np.float32)
         for window, own in zip(windows, heard, strict=True):
             # spectrogram frames need more than a hop of audio: a rest shorter than that has no step of its own
             steps = np.arange(window.first_kept, window.end_kept) - window.first_step
             scores[window.first_kept : window.end_kept] = own.frames[np.minimum(steps, len(own.frames) - 1)]
             tags = np.maximum(tags, own.clip)
+            known = level[window.first_step * STEP_FRAMES :][: len(own.level)]
+            known[:] = own.level[: len(known)]  # what was filled up with silence has no level
+        rises_s, falls_s = edges(level, n_steps, params.features)
         return FrameScores(
             scores=scores,
             labels=params.labels,
@@ -190,4 +199,6 @@ class SoundListener:
             hop_s=params.step_s,
             window_s=params.step_s,
             tags=tags,
+            rises_s=waveform.start_s + rises_s,
+            falls_s=waveform.start_s + falls_s,
         )

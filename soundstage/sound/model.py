@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.special import expit, softmax
 
-from soundstage.audio.features import mel_spectrogram, n_frames
+from soundstage.audio.features import n_frames
 from soundstage.errors import ModelError
 from soundstage.params import EventParams, FeatureParams, Params
 
@@ -27,6 +27,8 @@ EXTRA_LABELS = (SPEECH, MUSIC, SILENCE)
 
 STEP_FRAMES = 32
 """Frames to a step: the body halves the time axis five times."""
+LEVEL_S = 0.25
+"""Over which the level is smoothed where a window is brought to level_target."""
 N_EMBEDDING = 1024
 
 _BLOCKS = (
@@ -111,7 +113,7 @@ class SoundParams(Params):
 
 
 def levels(mel: NDArray[np.float32], params: FeatureParams) -> NDArray[np.float32]:
-    """Mean mel magnitude, smoothed over a quarter of a second.
+    """Mean mel magnitude, smoothed over LEVEL_S.
 
     Args:
         mel: float32 (n_frames, n_mels), before the logarithm.
@@ -120,28 +122,15 @@ def levels(mel: NDArray[np.float32], params: FeatureParams) -> NDArray[np.float3
     Returns:
         float32 (n_frames,).
     """
-    width = round(0.25 * params.sample_rate / params.hop_length)
+    width = round(LEVEL_S * params.sample_rate / params.hop_length)
     return np.convolve(mel.mean(axis=1), np.full(width, 1 / width, np.float32), "same")
 
 
-def window_features(samples: NDArray[np.float32], params: SoundParams) -> NDArray[np.float32]:
-    """What the body sees of one window: the log-mel spectrogram of its samples, brought to one level.
-
-    Args:
-        samples: float32 (n_samples,), at most params.n_window_samples.
-        params: The frozen parameters saved beside the weights.
-
-    Returns:
-        float32 (n_frames, n_mels).
-    """
-    return levelled(mel_spectrogram(samples, params.features), params)
-
-
 def levelled(mel: NDArray[np.float32], params: SoundParams) -> NDArray[np.float32]:
-    """Logarithm of a mel spectrogram after its loudest quarter of a second is brought to params.level_target.
+    """What the body sees of one window: the logarithm, after the loudest moment is brought to params.level_target.
 
     Args:
-        mel: float32 (n_frames, n_mels), magnitudes.
+        mel: float32 (n_frames, n_mels), magnitudes of at most params.n_window_samples.
         params: The frozen parameters saved beside the weights.
 
     Returns:

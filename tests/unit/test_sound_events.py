@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,8 +22,13 @@ PARAMS = EventParams(response_s=HOP_S / 2, release_s=HOP_S / 2, max_gap_s=0.2)
 Sounds = list[tuple[str, float, float]]
 
 
-def scored(scores: NDArray[np.floating], first: int = 0, labels: tuple[str, ...] = LABELS) -> FrameScores:
-    """Scores of steps side by side, as a chunk that begins with the given step."""
+def scored(
+    scores: NDArray[np.floating],
+    first: int = 0,
+    labels: tuple[str, ...] = LABELS,
+    edges_s: NDArray[np.float64] | None = None,
+) -> FrameScores:
+    """Scores of steps side by side, as a chunk that begins with the given step, with the rises and falls near them."""
     return FrameScores(
         scores=np.asarray(scores, np.float32).reshape(-1, len(labels)),
         labels=labels,
@@ -29,6 +36,8 @@ def scored(scores: NDArray[np.floating], first: int = 0, labels: tuple[str, ...]
         hop_s=HOP_S,
         window_s=HOP_S,
         tags=np.zeros(len(labels), np.float32),
+        rises_s=None if edges_s is None else edges_s[0].copy(),
+        falls_s=None if edges_s is None else edges_s[1].copy(),
     )
 
 
@@ -42,12 +51,19 @@ def heard(sounds: Sounds, duration_s: float) -> NDArray[np.float64]:
     return scores
 
 
-def tracked(scores: NDArray[np.floating], params: EventParams = PARAMS, cuts: tuple[int, ...] = ()) -> list[SoundEvent]:
+def tracked(
+    scores: NDArray[np.floating],
+    params: EventParams = PARAMS,
+    cuts: tuple[int, ...] = (),
+    edges_s: NDArray[np.float64] | None = None,
+) -> list[SoundEvent]:
     """Events of a stream that is pushed in pieces."""
     tracker, events = EventTracker(params), list[SoundEvent]()
     starts = (0, *cuts)
     for start, end in zip(starts, (*cuts, len(scores)), strict=True):
-        events += tracker.push(scored(scores[start:end], start), is_last=end == len(scores) and start == starts[-1])
+        own_s = None if edges_s is None else edges_s[:, start:end]
+        chunk = scored(scores[start:end], start, edges_s=own_s)
+        events += tracker.push(chunk, is_last=end == len(scores) and start == starts[-1])
     return sorted(events, key=lambda event: (event.start_s, event.end_s, event.label))
 
 
@@ -60,6 +76,42 @@ def test_a_sound_is_an_event_with_its_own_times(start_s: float, duration_s: floa
     assert event.start_s == pytest.approx(start_s, abs=0.09)  # a quarter of a step, which only lines between steps give
     assert event.end_s == pytest.approx(start_s + duration_s, abs=0.09)
     assert event.score == pytest.approx(1.0)
+
+
+def edges_near(
+    n_frames: int, *, rises_s: tuple[float, ...] = (), falls_s: tuple[float, ...] = ()
+) -> NDArray[np.float64]:
+    """For each frame the rise and the fall in its step or in the two before it, (2, n_frames)."""
+    ends_s = np.arange(1, n_frames + 1) * HOP_S
+    edges_s = np.full((2, n_frames), np.nan)
+    for row, times_s in zip(edges_s, (rises_s, falls_s), strict=True):
+        for time_s in times_s:
+            row[(ends_s - 3 * HOP_S <= time_s) & (time_s < ends_s)] = time_s
+    return edges_s
+
+
+def test_an_event_starts_where_the_level_rises_and_ends_where_it_falls() -> None:
+    scores = heard([("dog", 5.0, 7.0)], 12.8)
+    (event,) = tracked(scores, edges_s=edges_near(40, rises_s=(4.81, 9.0), falls_s=(2.0, 7.23)))
+    assert (event.start_s, event.end_s) == (4.81, 7.23)
+    (event,) = tracked(scores, edges_s=edges_near(40, rises_s=(9.0,), falls_s=(2.0,)))
+    assert event == tracked(scores)[0]
+
+
+def test_two_sounds_that_the_level_does_not_part_do_not_overlap() -> None:
+    scores = heard([("dog", 5.12, 7.04), ("dog", 7.68, 9.6)], 12.8)
+    first, second = tracked(scores, edges_s=edges_near(40, rises_s=(7.05,), falls_s=(7.2,)))
+    assert first.end_s == second.start_s == 7.2
+
+
+def test_what_sounds_from_the_start_of_the_stream_starts_there() -> None:
+    (event,) = tracked(heard([("dog", 0.0, 3.0)], 12.8), edges_s=edges_near(40, rises_s=(0.1,)))
+    assert event.start_s == 0
+
+
+def test_an_edge_for_each_frame_is_asked_for() -> None:
+    with pytest.raises(ValueError, match="edge a frame"):
+        scored(np.zeros((10, 2)), edges_s=np.zeros((2, 9)))
 
 
 def test_nothing_is_heard_in_nothing() -> None:
@@ -158,6 +210,9 @@ def test_the_events_are_the_same_however_the_stream_is_cut(
 ) -> None:
     rng = np.random.default_rng(seed)
     scores = rng.random((120, 2)) ** rng.uniform(0.3, 3)
+    # each near its frame; a third of the frames have none
+    edges_s = (np.arange(120) + rng.uniform(-2, 1, (2, 120))) * HOP_S
+    edges_s[rng.random((2, 120)) < 1 / 3] = np.nan
     params = EventParams(
         n_median_frames=n_median_frames,
         n_min_frames=n_min_frames,
@@ -165,12 +220,42 @@ def test_the_events_are_the_same_however_the_stream_is_cut(
         response_s=response_s,
         by_label={"rain": LabelEventParams(n_median_frames=7, max_gap_s=0.3)},
     )
-    whole, cut = tracked(scores, params), tracked(scores, params, tuple(sorted(cuts)))
+    whole, cut = (tracked(scores, params, own, edges_s) for own in ((), tuple(sorted(cuts))))
     assert [(event.label, event.score) for event in cut] == [(event.label, event.score) for event in whole]
     for ours, theirs in zip(cut, whole, strict=True):
         # times of a chunk are counted from its own start
         assert ours.start_s == pytest.approx(theirs.start_s, abs=1e-6)
         assert ours.end_s == pytest.approx(theirs.end_s, abs=1e-6)
+    for label in LABELS:
+        own_events = [event for event in whole if event.label == label]
+        assert all(before.end_s <= after.start_s for before, after in itertools.pairwise(own_events))
+        assert all(event.start_s < event.end_s for event in own_events)
+
+
+def test_a_model_exchanged_in_the_middle_goes_on_with_what_both_know() -> None:
+    scores = heard([("dog", 3.2, 9.6), ("rain", 3.2, 9.6)], 12.8)
+    others = np.stack([np.zeros(20), scores[20:, 0]], axis=1)
+    tracker = EventTracker(PARAMS)
+    events = tracker.push(scored(scores[:20]), is_last=False)
+    tracker.params = EventParams(on_score=0.2, off_score=0.1, n_median_frames=5, response_s=0, max_gap_s=0.1)
+    events += tracker.push(scored(others, 20, ("cat", "dog")), is_last=True)
+    rain, dog = sorted(events, key=lambda event: event.end_s)
+    assert (rain.label, dog.label) == ("rain", "dog")
+    assert rain.end_s == pytest.approx(6.4, abs=HOP_S)
+    assert (dog.start_s, dog.end_s) == pytest.approx((3.2, 9.6), abs=HOP_S)
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 10_000), at=st.integers(0, 60), on_score=st.floats(0, 1))
+def test_thresholds_may_be_exchanged_at_any_chunk(*, seed: int, at: int, on_score: float) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.choice([0.1, 0.5, 0.9], (60, 2))
+    tracker = EventTracker(EventParams(max_gap_s=0.0))
+    events = tracker.push(scored(scores[:at]), is_last=False)
+    tracker.params = EventParams(on_score=on_score, off_score=0.5 * on_score, n_median_frames=7)
+    events += tracker.push(scored(scores[at:], at), is_last=True)
+    end_s = 60 * HOP_S + EventParams().min_duration_s  # a sound at the very end is told to be so long
+    assert all(0 <= event.start_s < event.end_s <= end_s for event in events)
 
 
 def test_what_is_kept_does_not_grow_with_the_stream() -> None:

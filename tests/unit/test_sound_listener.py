@@ -13,18 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from soundstage.audio.features import mel_spectrogram
 from soundstage.errors import ModelError, SampleRateMismatch
 from soundstage.models.registry import ModelCard, ModelFolder, write_folder
 from soundstage.params import FeatureParams
+from soundstage.sound.edges import edges
 from soundstage.sound.listener import SoundListener, windows_of
 from soundstage.sound.model import (
     SoundParams,
     build_network,
     clip_scores,
+    levelled,
     member_name,
     network_weights,
     set_network_weights,
-    window_features,
 )
 from soundstage.types import Waveform
 
@@ -83,6 +85,39 @@ def test_results_do_not_depend_on_the_batch(listener: SoundListener) -> None:
         np.testing.assert_allclose(result.tags, alone.tags, atol=1e-6)
 
 
+def test_rises_and_falls_are_found_to_the_hundredth_of_a_second_however_quiet(listener: SoundListener) -> None:
+    rng = np.random.default_rng(0)
+    samples = rng.standard_normal(16_000 * 20).astype(np.float32) * np.float32(0.01)
+    start_s, end_s = 9.413, 11.127
+    samples[round(start_s * 16_000) : round(end_s * 16_000)] *= 5
+    for gain in (1.0, 0.1):
+        result = listener.listen([Waveform(samples=samples * np.float32(gain), start_s=100.0)])[0]
+        assert result.rises_s is not None
+        assert result.falls_s is not None
+        step = int(start_s / result.hop_s)
+        np.testing.assert_allclose(result.rises_s[step : step + 3], 100 + start_s, atol=0.02)
+        step = int(end_s / result.hop_s)
+        np.testing.assert_allclose(result.falls_s[step : step + 3], 100 + end_s, atol=0.02)
+        assert np.isnan(result.rises_s[:20]).all()  # steady noise
+
+
+def test_edges_do_not_depend_on_how_windows_are_cut(listener: SoundListener) -> None:
+    for duration_s in (0.01, 0.3, 4.99, 12.34, 30.0):
+        samples = noise(duration_s)
+        result = listener.listen([Waveform(samples=samples)])[0]
+        level = mel_spectrogram(samples, PARAMS.features).mean(axis=1)
+        rises_s, falls_s = edges(level, len(result.scores), PARAMS.features)
+        np.testing.assert_array_equal(result.rises_s, rises_s)
+        np.testing.assert_array_equal(result.falls_s, falls_s)
+
+
+def test_silence_neither_rises_nor_falls(listener: SoundListener) -> None:
+    result = listener.listen([Waveform(samples=np.zeros(160_000, np.float32))])[0]
+    assert result.rises_s is not None
+    assert result.falls_s is not None
+    assert np.isnan([result.rises_s, result.falls_s]).all()
+
+
 def test_a_quiet_recording_scores_like_a_loud_one(listener: SoundListener) -> None:
     samples = noise(5.0)
     loud, quiet = listener.listen([Waveform(samples=samples), Waveform(samples=samples * np.float32(0.1))])
@@ -91,8 +126,10 @@ def test_a_quiet_recording_scores_like_a_loud_one(listener: SoundListener) -> No
 
 def test_silence_is_not_turned_up_without_end() -> None:
     dither = np.random.default_rng(0).standard_normal(80_000).astype(np.float32) * np.float32(1 / 65_536)
-    assert window_features(dither, PARAMS).max() < -1.0
-    np.testing.assert_allclose(window_features(np.zeros(80_000, np.float32), PARAMS), np.log(0.001), rtol=1e-5)
+    zeros = np.zeros(80_000, np.float32)
+    features, nothing = (levelled(mel_spectrogram(samples, PARAMS.features), PARAMS) for samples in (dither, zeros))
+    assert features.max() < -1.0
+    np.testing.assert_allclose(nothing, np.log(0.001), rtol=1e-5)
 
 
 def test_nothing_to_hear_is_no_error(listener: SoundListener) -> None:
