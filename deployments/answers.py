@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from soundstage.models.registry import ModelCard
+from soundstage.params import EventParams
 from soundstage.types import FrameScores, Segment
 
 ModelVersion = tuple[str, str]
@@ -21,10 +22,15 @@ class Transcripts:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What one chunk sounds like."""
+    """What one chunk sounds like.
+
+    Attributes:
+        events: How the model's scores become events.
+    """
 
     scores: FrameScores
     model: ModelVersion
+    events: EventParams
 
 
 @dataclass(frozen=True, slots=True)

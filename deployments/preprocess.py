@@ -140,4 +140,5 @@ class _Heard:
             self.chunk,
             self.speech.segments if self.speech is not None else None,
             self.sounds.scores if self.sounds is not None else None,
+            self.sounds.events if self.sounds is not None else None,
         )

@@ -120,9 +120,13 @@ class SoundConfig(ModelConfig):
 
 
 class PreprocessConfig(Params):
-    """user_config of Preprocessor."""
+    """user_config of Preprocessor.
 
-    events: EventParams = EventParams()
+    Attributes:
+        events: How frame scores become events; None for what the model was given beside its weights.
+    """
+
+    events: EventParams | None = None
 
 
 class IngressConfig(Params):

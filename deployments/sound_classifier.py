@@ -51,5 +51,6 @@ class SoundClassifier(ModelStage[SoundListener, SoundConfig, Waveform, FrameScor
         batch_size_fn=audio_seconds,
     )
     async def _batch(self, items: list[Waveform]) -> list[Scores]:
-        version = self._slot.version
-        return [Scores(scores, version) for scores in await self._slot.run_batch(lambda model: model.listen(items))]
+        version, events = self._slot.version, self._slot.model.params.events
+        heard = await self._slot.run_batch(lambda model: model.listen(items))
+        return [Scores(scores, version, events) for scores in heard]
