@@ -96,9 +96,10 @@ class SoundGraph(ServedGraph):
         """Scores (n_rows, n_labels) and (n_rows, n_steps, n_labels) of one window, averaged over the members."""
         log_mel = self._window_features(samples)
         answers = [self._run(member, log_mel) for member in members]
-        clips = [self._clip_scores(answer["clip"]) for answer in answers]
-        frames = [tf.sigmoid(answer["frames"]) for answer in answers]
-        return tf.add_n(clips) / len(members), tf.add_n(frames) / len(members)
+        clip = tf.add_n([self._clip_scores(answer["clip"]) for answer in answers]) / len(members)
+        frames = tf.add_n([tf.sigmoid(answer["frames"]) for answer in answers]) / len(members)
+        silent = tf.maximum(frames[..., -1:], clip[:, tf.newaxis, -1:])  # soundstage.sound.model.with_silence
+        return clip, tf.concat([frames[..., :-1], silent], axis=-1)
 
     def _window_features(self, samples: tf.Tensor) -> tf.Tensor:
         """soundstage.sound.model.levelled of the spectrogram of each row: float32 (n_rows, n_frames, n_mels)."""

@@ -23,6 +23,7 @@ from soundstage.sound.model import (
     levelled,
     member_weights,
     set_network_weights,
+    with_silence,
 )
 from soundstage.types import FrameScores, Waveform
 
@@ -169,6 +170,7 @@ class SoundListener:
                 answers = [network.predict_on_batch(batch) for network in self._networks]
                 clip = np.mean([clip_scores(answer["clip"], self.params) for answer in answers], axis=0)
                 frames = np.mean([frame_scores(answer["frames"]) for answer in answers], axis=0)
+                frames = with_silence(frames, clip)
                 results |= {i: _Heard(clip[row], frames[row], mels[row].mean(axis=1)) for row, i in enumerate(part)}
         return [results[i] for i in range(len(pieces))]
 

@@ -23,7 +23,7 @@ from soundstage.params import EventParams, FeatureParams, Params
 
 SPEECH, MUSIC, SILENCE = "speech", "music", "silence"
 EXTRA_LABELS = (SPEECH, MUSIC, SILENCE)
-"""What is heard beside, under or instead of the sounds; each independent of all others."""
+"""What is heard beside, under or instead of the sounds; each independent of all others. Silence is the last label."""
 
 STEP_FRAMES = 32
 """Frames to a step: the body halves the time axis five times."""
@@ -229,6 +229,22 @@ def clip_scores(logits: NDArray[np.float32], params: SoundParams) -> NDArray[np.
     exclusive = softmax(logits[..., :n_exclusive], axis=-1)[..., :-1]
     independent = expit(logits[..., n_exclusive:])
     return np.concatenate([exclusive, independent], axis=-1).astype(np.float32)
+
+
+def with_silence(frames: NDArray[np.float32], clip: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scores of steps, each at least as sure of silence as its whole window: what holds nothing is silent throughout.
+
+    Of a step alone it cannot be said, since a pause between sounds is as quiet.
+
+    Args:
+        frames: float32 (..., n_steps, n_labels).
+        clip: float32 (..., n_labels), of the same windows.
+
+    Returns:
+        float32 (..., n_steps, n_labels).
+    """
+    silent = np.maximum(frames[..., -1:], clip[..., np.newaxis, -1:])
+    return np.concatenate([frames[..., :-1], silent], axis=-1)
 
 
 def frame_scores(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -27,6 +27,7 @@ from soundstage.sound.model import (
     member_name,
     network_weights,
     set_network_weights,
+    with_silence,
 )
 from soundstage.types import Waveform
 
@@ -188,6 +189,14 @@ def test_activations_end_at_six() -> None:
     body = keras.Model(network.input, network.get_layer("frames").input)
     features = np.full((1, PARAMS.n_window_frames, PARAMS.features.n_mels), 1e6, np.float32)
     assert float(np.max(body(features))) <= 6.0
+
+
+def test_a_window_of_silence_is_silent_in_every_step() -> None:
+    frames = np.array([[[0.9, 0.1], [0.2, 0.3]], [[0.9, 0.1], [0.2, 0.3]]], np.float32)
+    clip = np.array([[0.5, 0.2], [0.5, 0.95]], np.float32)
+    expected = [[[0.9, 0.2], [0.2, 0.3]], [[0.9, 0.95], [0.2, 0.95]]]
+    np.testing.assert_array_equal(with_silence(frames, clip), np.array(expected, np.float32))
+    assert PARAMS.labels[-1] == "silence"
 
 
 def test_scores_of_sounds_share_one_and_the_others_stand_alone() -> None:
