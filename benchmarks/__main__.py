@@ -1,6 +1,7 @@
 """Every figure that needs only the service and a folder of audio: `python -m benchmarks --data DIR`.
 
-DIR holds `ljspeech` and `esc50`, each with meta.csv beside its audio; what is missing is left out, and said.
+DIR holds `ljspeech` and `esc50`, each with meta.csv beside its audio, and `yamnet`; what is missing is left out, and
+said.
 """
 
 from __future__ import annotations
@@ -25,6 +26,13 @@ EVALUATIONS = {
     ),
 }
 
+BESIDE_THE_SERVICE = {
+    "benchmarks.sound_events": ("esc50", "ljspeech", "yamnet"),
+    "benchmarks.word_times": ("ljspeech",),
+    "benchmarks.speech": ("ljspeech",),
+}
+"""Modules that measure the models themselves and write their results, and the folders they need."""
+
 
 def main(
     data: Annotated[Path, typer.Option(help="Folder of audio with labels.")] = Path("data"),
@@ -34,13 +42,22 @@ def main(
         figures, detail = serving.measure(cluster, rounds=5, hour=True)
         write_result("serving", figures, detail)
         for name, (module, folder, what) in EVALUATIONS.items():
-            if not (data / folder).is_dir():
-                print(f"NOT MEASURED: {name}, since there is no {data / folder}", file=sys.stderr)
+            if not _are_there(name, data, folder):
                 continue
             command = [sys.executable, "-m", module, "--data", str(data / folder), "--url", cluster.url]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             write_result(name, json.loads(done.stdout.splitlines()[-1]), {"through": "HTTP", "what": what})
+    for module, folders in BESIDE_THE_SERVICE.items():
+        if _are_there(module.rpartition(".")[2], data, *folders):
+            subprocess.run([sys.executable, "-m", module, "--data", str(data)], check=True)
     print(write_overview())
+
+
+def _are_there(name: str, data: Path, *folders: str) -> bool:
+    missing = [str(data / folder) for folder in folders if not (data / folder).is_dir()]
+    if missing:
+        print(f"NOT MEASURED: {name}, since there is no {' and no '.join(missing)}", file=sys.stderr)
+    return not missing
 
 
 if __name__ == "__main__":

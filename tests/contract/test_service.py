@@ -19,6 +19,10 @@ import pytest
 import srt
 import webvtt
 
+from soundstage.models import registry
+from soundstage.pipeline import DEFAULT_MIN_SCORE, SOUND_MODEL, Pipeline
+from soundstage.sound.listener import SoundListener
+from soundstage.types import EncodedAudio
 from tests.contract.conftest import Service, wav_bytes
 
 
@@ -66,12 +70,23 @@ def test_sounds_are_heard(service: Service, shared_data: Path, label: str) -> No
     assert tops.count(label) >= len(names) - 1, tops
 
 
+def test_events_are_those_of_the_command_line(service: Service, speech: bytes) -> None:
+    answer = service.analyze(speech, tasks="sounds").json()
+    listener = SoundListener(registry.find(SOUND_MODEL, answer["models"][SOUND_MODEL], service.models))
+    analysis = Pipeline(None, listener).analyze(EncodedAudio(data=speech, media_type="audio/wav"))
+    ours = [(event.label, event.start_s, event.end_s) for event in analysis.events if event.score >= DEFAULT_MIN_SCORE]
+    assert ours
+    assert [event["label"] for event in answer["events"]] == [label for label, *_ in ours]
+    for event, (_, start_s, end_s) in zip(answer["events"], ours, strict=True):
+        assert (event["start_s"], event["end_s"]) == pytest.approx((start_s, end_s), abs=0.002)
+
+
 def test_silence_is_a_success_with_nothing_in_it(service: Service) -> None:
     answer = service.analyze(wav_bytes(np.zeros(5 * 16_000)))
     assert answer.status_code == 200
     body = answer.json()
     assert (body["segments"], body["text"], body["levels"]["integrated_lufs"]) == ([], "", None)
-    assert {event["label"] for event in body["events"]} <= {"silence"}
+    assert [event["label"] for event in body["events"]] == ["silence"]
 
 
 def test_progress_comes_chunk_by_chunk(service: Service, speech_file: Path) -> None:
