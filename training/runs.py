@@ -183,9 +183,9 @@ class Run:
         write_whole(path, save({k: np.asarray(v, order="C") for k, v in arrays.items()}, about))
 
 
-def shown(reports: Iterator[Progress], title: str, folder: Path, console: Console) -> Iterator[Progress]:
+def shown(reports: Iterator[Progress], title: str, log: SummaryWriter, console: Console) -> Iterator[Progress]:
     """Reports of a run, passed on, with a bar (or lines, where there is no terminal) and losses for TensorBoard."""
-    with bar(console) as shown_bar, SummaryWriter(str(folder)) as log:
+    with bar(console) as shown_bar:
         task = shown_bar.add_task(title, total=None, note="")
         for progress in reports:
             loss = progress.losses["loss"]
@@ -236,20 +236,21 @@ def write_whole(path: Path, data: bytes | str) -> None:
         raise OSError(e.errno, os.strerror(e.errno or 0), str(path)) from e
 
 
-def share_schedule(n_steps: int, *, warm_up: float, final: float) -> Any:
-    """Share of a learning rate over a run: linear warm-up, then cosine.
+def schedule(n_steps: int, *, warm_up: float, final: float, rate: float = 1.0) -> Any:
+    """A learning rate over a run: linear warm-up, then cosine.
 
     Args:
         n_steps: In all.
         warm_up: Share of the steps in which it rises.
-        final: Share at the end.
+        final: Share of the rate at the end.
+        rate: The highest.
     """
     n_warm_up = round(warm_up * n_steps)
     return keras.optimizers.schedules.CosineDecay(
-        0.0 if n_warm_up else 1.0,
+        0.0 if n_warm_up else rate,
         max(1, n_steps - n_warm_up),
         alpha=final,
-        warmup_target=1.0 if n_warm_up else None,
+        warmup_target=rate if n_warm_up else None,
         warmup_steps=n_warm_up,
     )
 

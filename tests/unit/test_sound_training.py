@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import resource
 import shlex
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -29,6 +24,7 @@ from soundstage.sound.model import SoundParams, network_weights
 from soundstage.types import Waveform
 from tests.conftest import ROOT
 from tests.unit.tiny_clips import sound, tiny_clips, write_table
+from tests.unit.training_commands import commands_of, largest_file, run, started, step_of
 from training.runs import Run, WrongRun, write_whole
 from training.sound_classification import evaluate, train
 from training.sound_classification.config import Config
@@ -39,37 +35,6 @@ from training.sound_classification.train import summary
 
 README = ROOT / "training" / "sound_classification" / "README.md"
 TINY = "training/sound_classification/tiny.yaml"
-
-
-def commands_of_the_readme() -> list[str]:
-    block = re.search(r"```console\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert block is not None
-    return [line.removeprefix("$ ") for line in block[1].splitlines()]
-
-
-def started(arguments: list[str], folder: Path, **environment: str) -> subprocess.Popen[str]:
-    """A command, in a folder from which the checkout's `training` can be seen."""
-    program = {"python": sys.executable, "soundstage": str(Path(sys.executable).parent / "soundstage")}
-    own = {
-        "PYTHONPATH": str(ROOT),
-        "SOUNDSTAGE_MODELS_DIR": str(folder / "registry"),
-        "CUDA_VISIBLE_DEVICES": "",
-        "COLUMNS": "200",
-    }
-    return subprocess.Popen(
-        [program[arguments[0]], *arguments[1:]],
-        cwd=folder,
-        env={**os.environ, **own, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run(arguments: list[str], folder: Path, **environment: str) -> tuple[int, str, str]:
-    process = started(arguments, folder, **environment)
-    stdout, stderr = process.communicate()
-    return process.returncode, stdout, " ".join(stderr.split())
 
 
 @dataclass(frozen=True)
@@ -84,22 +49,11 @@ def walked(folder: Path) -> Walk:
     (folder / "training" / "sound_classification").mkdir(parents=True)
     shutil.copy(ROOT / TINY, folder / TINY)
     answers = []
-    for command in commands_of_the_readme():
+    for command in commands_of(README):
         code, stdout, stderr = run(shlex.split(command), folder, PYTHONSAFEPATH="1")
         assert code == 0, f"{command}: {stderr}"
         answers.append(stdout)
     return Walk(folder, answers)
-
-
-@contextmanager
-def largest_file(n_bytes: int) -> Iterator[None]:
-    """As on a full disk: no file of this process grows beyond it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def trained(*arguments: str | Path) -> tuple[int, str, str]:
@@ -208,11 +162,6 @@ FEW_STEPS = """
 augmentation: {short_windows: 0}
 learning: {start: random, n_epochs: 8, batch_size: 4, precision: float32}
 """
-
-
-def step_of(checkpoint: Path) -> int:
-    with safe_open(checkpoint, "numpy") as file:
-        return int(file.metadata()["step"])
 
 
 @pytest.mark.timeout(900)

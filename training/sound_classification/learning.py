@@ -19,7 +19,7 @@ from soundstage.sound.model import (
     network_weights,
     set_network_weights,
 )
-from training.runs import Arrays, Progress, Run, share_schedule
+from training.runs import Arrays, Progress, Run, schedule
 from training.sound_classification.config import Config, LearningConfig, LossConfig
 from training.sound_classification.data.examples import Mixer
 from training.sound_classification.model.yamnet import Yamnet
@@ -172,9 +172,9 @@ def build_classifier(
     classifier.arrange(params, config.loss)
     heads = {*HEAD_NAMES, _TEACHER_HEAD}
     is_head = [variable.path.split("/")[-2] in heads for variable in classifier.trainable_variables]
-    schedule = share_schedule(n_steps, warm_up=learning.warm_up, final=learning.final_rate)
+    rates = schedule(n_steps, warm_up=learning.warm_up, final=learning.final_rate)
     classifier.compile(
-        TwoRateAdamW(schedule, learning, is_head),
+        TwoRateAdamW(rates, learning, is_head),
         # XLA's grouped convolution is 8 times slower than oneDNN's; JAX has nothing else
         jit_compile=keras.backend.backend() != "tensorflow",
     )

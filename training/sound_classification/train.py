@@ -18,6 +18,7 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from safetensors import SafetensorError
+from tensorboardX import SummaryWriter
 
 from soundstage.errors import ModelError
 from soundstage.models.registry import ModelCard, ModelFolder, open_folder, sha256_of, write_folder
@@ -157,8 +158,9 @@ class Trainer:
         if run.n_done:
             console.print(f"{title}: goes on after step {run.n_done} of {n_steps}", highlight=False)
         reports = learn(run, classifier, mixer, n_steps, checkpoint_steps=self._checkpoint_steps)
-        for _ in shown(reports, title, run.folder, console):
-            pass
+        with SummaryWriter(str(run.folder)) as log:
+            for _ in shown(reports, title, log, console):
+                pass
 
     def _weights(self, goal: Goal) -> dict[str, NDArray[np.float16]]:
         """Of all members, as they are stored: half precision costs no accuracy."""

@@ -1,1 +1,1 @@
-"""Speech model: evaluation."""
+"""Speech model: fine-tuning and evaluation."""
