@@ -71,7 +71,7 @@ class Preprocessor:
             ServiceError: As the error table says.
         """
         reader = ClipReader(audio, self._args.reading, options)
-        assembler = ChunkAssembler((self._config or PreprocessConfig()).events)
+        assembler = ChunkAssembler((self._config or PreprocessConfig()).events, options.profanity)
         versions: dict[str, str] = {}
         pending: deque[asyncio.Task[_Heard]] = deque()
         async with contextlib.aclosing(self._chunks(reader)) as chunks:
@@ -102,20 +102,20 @@ class Preprocessor:
         """Both models at once."""
         regions = tuple(regions_of(chunk)) if Task.SPEECH in options.tasks else ()
         speech, sounds = await asyncio.gather(
-            self._ask(self._voice, "transcribe", regions, sum(len(region.samples) for region in regions))
+            self._ask(self._voice, "transcribe", regions, options.hints, n_samples=sum(len(r.samples) for r in regions))
             if regions
             else _nothing(),
-            self._ask(self._sounds, "listen", chunk.waveform, len(chunk.waveform.samples))
+            self._ask(self._sounds, "listen", chunk.waveform, n_samples=len(chunk.waveform.samples))
             if Task.SOUNDS in options.tasks
             else _nothing(),
         )
         return _Heard(chunk, speech, sounds)
 
-    async def _ask(self, stage: DeploymentHandle[Any], method: str, payload: object, n_samples: int) -> Any:
+    async def _ask(self, stage: DeploymentHandle[Any], method: str, *payload: object, n_samples: int) -> Any:
         return await call(
             stage,
             method,
-            payload,
+            *payload,
             n_bytes=n_samples * _BYTES_PER_SAMPLE,
             max_inline_bytes=self._args.max_inline_bytes,
             timeout_s=self._args.deadlines.chunk_s,

@@ -13,19 +13,22 @@ from deployments.resources import n_assigned_cores
 from deployments.settings import BatchConfig, VoiceConfig
 from deployments.shadow import is_same_text
 from soundstage.models.registry import ModelFolder
+from soundstage.speech.hints import Hints
 from soundstage.speech.transcriber import Transcriber
 from soundstage.types import Segment, Waveform
 
 Regions = tuple[Waveform, ...]
+Speech = tuple[Regions, Hints]
+"""The speech regions of a chunk, and what they may hold."""
 Segments = list[Segment | None]
 
 
-def audio_seconds(items: Sequence[Regions]) -> int:
+def audio_seconds(items: Sequence[Speech]) -> int:
     """Size of a batch: seconds of speech, rounded up."""
-    return math.ceil(sum(region.duration_s for regions in items for region in regions))
+    return math.ceil(sum(region.duration_s for regions, _ in items for region in regions))
 
 
-class VoiceRecognizer(ModelStage[Transcriber, VoiceConfig, Regions, Segments]):
+class VoiceRecognizer(ModelStage[Transcriber, VoiceConfig, Speech, Segments]):
     """Writes down what is said in the speech regions of a chunk."""
 
     config_type = VoiceConfig
@@ -34,18 +37,19 @@ class VoiceRecognizer(ModelStage[Transcriber, VoiceConfig, Regions, Segments]):
         return Transcriber(folder, config.decoding, n_threads=n_assigned_cores())
 
     @staticmethod
-    def _run(model: Transcriber, request: Regions) -> Segments:
-        return model.transcribe(request)
+    def _run(model: Transcriber, request: Speech) -> Segments:
+        regions, hints = request
+        return model.transcribe(regions, [hints] * len(regions))
 
     @staticmethod
     def _agree(one: Segments, other: Segments) -> bool:
         return is_same_text(one, other)
 
-    async def transcribe(self, regions: Regions) -> Transcripts:
+    async def transcribe(self, regions: Regions, hints: Hints = ()) -> Transcripts:
         """One entry for each region, in order."""
         async with self._slot.request():
-            answer: Transcripts = await self._batch(regions)
-        self._shadow.offer(regions)
+            answer: Transcripts = await self._batch((regions, hints))
+        self._shadow.offer((regions, hints))
         return answer
 
     @serve.batch(
@@ -53,8 +57,9 @@ class VoiceRecognizer(ModelStage[Transcriber, VoiceConfig, Regions, Segments]):
         batch_wait_timeout_s=BatchConfig().wait_s,
         batch_size_fn=audio_seconds,
     )
-    async def _batch(self, items: list[Regions]) -> list[Transcripts]:
+    async def _batch(self, items: list[Speech]) -> list[Transcripts]:
         version = self._slot.version
-        flat = [region for regions in items for region in regions]
-        segments = iter(await self._slot.run_batch(lambda model: model.transcribe(flat)))
-        return [Transcripts(tuple(next(segments) for _ in regions), version) for regions in items]
+        flat = [region for regions, _ in items for region in regions]
+        hints = [hints for regions, hints in items for _ in regions]
+        segments = iter(await self._slot.run_batch(lambda model: model.transcribe(flat, hints)))
+        return [Transcripts(tuple(next(segments) for _ in regions), version) for regions, _ in items]

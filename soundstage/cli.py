@@ -27,7 +27,10 @@ from soundstage.errors import ModelError, ServiceError
 from soundstage.export import Precision
 from soundstage.models import registry
 from soundstage.models.registry import ModelSources
+from soundstage.params import HintParams
 from soundstage.pipeline import AnalysisOptions, Pipeline, Task, parse_tasks
+from soundstage.speech.hints import Hints, parse_hints
+from soundstage.speech.profanity import Profanity
 from soundstage.types import Analysis
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -82,6 +85,7 @@ ModelVersion = Annotated[
         "soundstage analyze film.mov --format edl --start-timecode 10:00:00:00 --frame-rate 25",
         "soundstage analyze interview.mp3 --tasks speech --format srt --output -",
         "soundstage analyze take1.wav take2.wav --local --json",
+        "soundstage analyze play.wav --hints 'Ophelia, Polonius, Elsinore' --profanity mask",
         notes=(
             "Exit codes: 0 all done, 1 some files failed, 2 wrong usage, 3 no service answers.",
             f"A key that the service asks for is read from the variable {API_KEY_VARIABLE}.",
@@ -108,6 +112,11 @@ def analyze(
     min_score: Annotated[
         float | None, typer.Option(min=0, max=1, help="Leave out tags and events that score less.")
     ] = None,
+    hints: Annotated[
+        str,
+        typer.Option(help="Names and words that may be said, separated by commas, or a text file of them."),
+    ] = "",
+    profanity: Annotated[Profanity, typer.Option(help="mask leaves the first letter of swear words alone.")] = "keep",
     start_timecode: Annotated[
         str | None, typer.Option(help="HH:MM:SS:FF of the first frame (; before FF: drop frame). Else the file's.")
     ] = None,
@@ -126,7 +135,7 @@ def analyze(
     to_stdout = output == STDOUT
     formats = _formats(output_format)
     try:
-        options = AnalysisOptions(tasks=parse_tasks(tasks), language=language)
+        options = AnalysisOptions(tasks=parse_tasks(tasks), language=language, hints=_hints(hints), profanity=profanity)
         timecode = TimecodeChoice(start_timecode=start_timecode, frame_rate=frame_rate)
     except ServiceError as e:
         raise typer.BadParameter(e.detail) from e
@@ -143,7 +152,13 @@ def analyze(
             run = local_analyzer(_load(options, console), options, min_score)
         else:
             client = stack.enter_context(_client(url, stopped))
-            request = AnalysisRequest(tasks=options.tasks, language=language, min_score=min_score)
+            request = AnalysisRequest(
+                tasks=options.tasks,
+                language=language,
+                min_score=min_score,
+                hints=options.hints,
+                profanity=profanity,
+            )
 
             def run(path: Path, on_progress: OnProgress) -> Analysis:
                 return client.analyze(path, request, on_progress)
@@ -154,6 +169,17 @@ def analyze(
         raise typer.Exit(ExitCode.UNREACHABLE)
     if n_failed:
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _hints(text: str) -> Hints:
+    try:
+        with open(text, encoding="utf-8") as file:  # noqa: PTH123  # no Path of a long list
+            text = file.read(HintParams().max_total_chars + 1)
+    except UnicodeDecodeError as e:
+        raise typer.BadParameter(f"--hints {text}: not a text file in UTF-8") from e
+    except (OSError, ValueError):
+        pass  # no file but the words themselves
+    return parse_hints(text)
 
 
 def _formats(text: str) -> tuple[str, ...]:

@@ -6,10 +6,11 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import httpx
 from pydantic import TypeAdapter, ValidationError
@@ -17,6 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 from soundstage.errors import ERRORS, Overloaded, ServiceError
 from soundstage.params import ClientParams
 from soundstage.pipeline import ALL_TASKS, AnalysisCollector, Task
+from soundstage.speech.hints import Hints
+from soundstage.speech.profanity import Profanity
 from soundstage.types import Analysis, ChunkAnalysis, ClipSummary, JsonObject, Levels
 
 MEDIA_TYPES = {
@@ -70,11 +73,15 @@ class AnalysisRequest:
         tasks: At least one.
         language: ISO 639-1; None leaves it to the service.
         min_score: Tags and events below it are left out; None leaves it to the service.
+        hints: Names and words that may be said.
+        profanity: "mask" leaves the first letter of swear words alone.
     """
 
     tasks: frozenset[Task] = ALL_TASKS
     language: str | None = None
     min_score: float | None = None
+    hints: Hints = ()
+    profanity: Profanity = "keep"
 
     @property
     def query(self) -> dict[str, str]:
@@ -84,6 +91,10 @@ class AnalysisRequest:
             query["language"] = self.language
         if self.min_score is not None:
             query["min_score"] = str(self.min_score)
+        if self.hints:
+            query["hints"] = ",".join(self.hints)
+        if self.profanity != "keep":
+            query["profanity"] = self.profanity
         return query
 
 
@@ -188,16 +199,16 @@ class ServiceClient:
 
     def _attempt(self, path: Path, request: AnalysisRequest, on_progress: OnProgress) -> Analysis:
         media_type = MEDIA_TYPES.get(path.suffix.lower(), "application/octet-stream")
-        with (
-            path.open("rb") as file,  # read by httpx in pieces of 64 KiB
-            self._http.stream(
-                "POST",
-                f"{self.url}/v1/analyze",
-                params=request.query,
-                content=file,
-                headers={"Content-Type": media_type},
-            ) as response,
-        ):
+        with ExitStack() as stack:
+            file = stack.enter_context(path.open("rb"))  # read by httpx in pieces of 64 KiB
+            sent: dict[str, Any] = {
+                "params": request.query,
+                "content": file,
+                "headers": {"Content-Type": media_type},
+            }
+            if request.hints:  # a form has room for more than a URL
+                sent = {"data": request.query, "files": {"file": (path.name, file, media_type)}}
+            response = stack.enter_context(self._http.stream("POST", f"{self.url}/v1/analyze", **sent))
             if response.status_code != 200:
                 response.read()
                 raise self._error(response)

@@ -177,7 +177,9 @@ class DecodingParams(Params):
     filler_texts: tuple[str, ...] = ("You", "Thank you for watching.", "Thank you for watching!")
     """What the model writes for noise and silence, to the letter; a spoken "You." has its full stop."""
     max_compression_ratio: float = Field(2.4, gt=1)
-    """Text that zlib shrinks further repeats itself, and is dropped. Source: Whisper (arXiv:2212.04356), 4.5."""
+    """Text that zlib shrinks further repeats itself. Source: Whisper (arXiv:2212.04356), 4.5."""
+    min_retry_s: float = Field(2.0, gt=0.5)
+    """Where the model lost its way in so much audio, it is asked again for each half; else the text is dropped."""
     max_batch_s: float = Field(80.0, gt=0)
     """Padded audio that is decoded together."""
 
@@ -257,3 +259,19 @@ class AlignmentParams(Params):
     """but at least so far below the voice."""
     softness_db: float = Field(5.0, gt=0)
     """From the limit to where it is 73 % sure."""
+
+
+class HintParams(Params):
+    """How far names that are expected weigh, in natural logarithms, and how many there may be."""
+
+    max_phrases: int = Field(300, ge=1)
+    max_chars: int = Field(60, ge=1)
+    """Of one phrase."""
+    max_total_chars: int = Field(6_000, ge=1)
+    """Of the list."""
+    start_bonus: float = Field(4.0, ge=0)
+    """Of a token that begins a phrase."""
+    continue_bonus: float = Field(6.0, ge=0)
+    """Of a token that goes on with the phrase that was begun."""
+    phrase_bonus: float = Field(8.0, ge=0)
+    """How much less probable the text may be for each phrase more that it holds."""

@@ -22,6 +22,8 @@ from soundstage.errors import InvalidRequest
 from soundstage.models import registry
 from soundstage.params import ChunkParams, EventParams, LevelParams, Limits, Params, VoiceActivityParams
 from soundstage.sound.events import EventTracker
+from soundstage.speech.hints import Hints
+from soundstage.speech.profanity import Profanity, masked
 from soundstage.types import (
     Analysis,
     Chunk,
@@ -77,6 +79,8 @@ class AnalysisOptions:
     Attributes:
         tasks: At least one.
         language: ISO 639-1; None leaves it to the model.
+        hints: Names and words that the clip may hold, see soundstage.speech.hints.
+        profanity: "mask" leaves the first letter of swear words alone.
 
     Raises:
         InvalidRequest: No task, or a language that the model does not write.
@@ -84,6 +88,8 @@ class AnalysisOptions:
 
     tasks: frozenset[Task] = ALL_TASKS
     language: str | None = None
+    hints: Hints = ()
+    profanity: Profanity = "keep"
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -178,9 +184,11 @@ class ChunkAssembler:
 
     Attributes:
         events: How scores become events, whatever the model says; None for what each model was given.
+        profanity: What becomes of swear words.
     """
 
     events: EventParams | None = None
+    profanity: Profanity = "keep"
     tracker: EventTracker = field(init=False, default_factory=lambda: EventTracker(EventParams()))
 
     def push(
@@ -210,12 +218,13 @@ class ChunkAssembler:
                 for event in self.tracker.push(scores, is_last=chunk.is_last)
             ]
             tags = rank_tags(zip(scores.labels, scores.tags.tolist(), strict=True))
+        believed = [segment for segment in segments or () if segment is not None]
         return ChunkAnalysis(
             index=chunk.index,
             is_last=chunk.is_last,
             start_s=chunk.waveform.start_s,
             end_s=end_s,
-            segments=tuple(segment for segment in segments or () if segment is not None),
+            segments=tuple(masked(segment) if self.profanity == "mask" else segment for segment in believed),
             events=tuple(events),
             tags=tags,
         )
@@ -319,9 +328,10 @@ class Pipeline:
         reader = ClipReader(source, self._reading, options)
         speech = self._transcriber if Task.SPEECH in options.tasks else None
         sounds = self._listener if Task.SOUNDS in options.tasks else None
-        assembler = ChunkAssembler(self._events)
+        assembler = ChunkAssembler(self._events, options.profanity)
         for chunk in reader.chunks():
-            segments = speech.transcribe(regions_of(chunk)) if speech is not None else None
+            regions = regions_of(chunk)
+            segments = speech.transcribe(regions, [options.hints] * len(regions)) if speech is not None else None
             scores = sounds.listen([chunk.waveform])[0] if sounds is not None else None
             yield assembler.push(chunk, segments, scores)
         yield replace(reader.summary, model_versions=self._model_versions)

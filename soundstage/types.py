@@ -176,6 +176,8 @@ class Segment:
         words: Empty where word times are not known.
         avg_logprob: Mean natural logarithm of the probability of each token.
         no_speech_prob: Probability that nobody spoke here.
+        is_retried: The model first wrote something that cannot be, such as one phrase over and over; this is what it
+            wrote for shorter pieces.
     """
 
     start_s: float
@@ -184,6 +186,7 @@ class Segment:
     words: tuple[Word, ...] = ()
     avg_logprob: float = 0.0
     no_speech_prob: float = 0.0
+    is_retried: bool = False
 
     def __post_init__(self) -> None:
         _check_span(self.start_s, self.end_s)

@@ -35,7 +35,9 @@ class TranscriptionFields(BaseModel):
     response_format: str = Field("json", description=f"One of {', '.join(RESPONSE_FORMATS)}.")
     stream: bool = Field(default=False, description="Send server-sent events, text as it is recognised.")
     temperature: float = Field(0.0, ge=0, le=1, description="Accepted and without effect: decoding is greedy.")
-    prompt: str | None = Field(None, description="Accepted and without effect.")
+    prompt: str | None = Field(
+        None, description="Names that may be said, separated by commas; sentences are without effect."
+    )
     granularities: tuple[str, ...] = Field(
         ("segment",),
         alias=_GRANULARITIES,

@@ -53,6 +53,7 @@ from soundstage.errors import (
     TooLarge,
 )
 from soundstage.pipeline import AnalysisCollector, AnalysisOptions, Task, parse_tasks, without_faint
+from soundstage.speech.hints import hints_of_prompt, parse_hints
 from soundstage.types import ChunkAnalysis, ClipSummary
 
 FORM_OVERHEAD_BYTES = 64 * 1024
@@ -197,7 +198,7 @@ def _add_analyze(app: FastAPI, engine: Engine, args: AppArgs, config: Callable[[
         if upload.fields:
             query = AnalyzeQuery.model_validate({**request.query_params, **upload.fields})
             timecode = _check(query, config())
-        options = AnalysisOptions(tasks=parse_tasks(query.tasks), language=query.language)
+        options = _options(query)
         min_score = config().min_score if query.min_score is None else query.min_score
         audio = upload.as_audio(sample_rate=query.sample_rate, n_channels=query.channels, encoding=query.encoding)
         parts = before(_audible(engine.analyze(audio, options), min_score), deadline_s)
@@ -237,7 +238,8 @@ def _add_transcriptions(app: FastAPI, engine: Engine, args: AppArgs, config: Cal
         async with _reading_until(deadline_s):
             upload = await read_upload(request)
         fields = openai.parse_fields(upload.fields)
-        options = AnalysisOptions(tasks=frozenset({Task.SPEECH}), language=fields.language)
+        hints = hints_of_prompt(fields.prompt or "")
+        options = AnalysisOptions(tasks=frozenset({Task.SPEECH}), language=fields.language, hints=hints)
         parts = before(engine.analyze(upload.as_audio(), options), deadline_s)
         request_id = request.state.request_id
         if fields.stream:
@@ -255,9 +257,18 @@ def _add_transcriptions(app: FastAPI, engine: Engine, args: AppArgs, config: Cal
                 return await asyncio.to_thread(analysis_response, analysis, subtitles, CaptionOptions())
 
 
+def _options(query: AnalyzeQuery) -> AnalysisOptions:
+    return AnalysisOptions(
+        tasks=parse_tasks(query.tasks),
+        language=query.language,
+        hints=parse_hints(query.hints),
+        profanity=query.profanity,
+    )
+
+
 def _check(query: AnalyzeQuery, config: IngressConfig) -> TimecodeChoice:
     """Refuse what cannot be done, and return what was chosen for caption files."""
-    AnalysisOptions(tasks=parse_tasks(query.tasks), language=query.language)
+    _options(query)
     if query.response_format not in RESPONSE_FORMATS:
         raise InvalidRequest(f"response_format={query.response_format!r}: choose from {', '.join(RESPONSE_FORMATS)}")
     return TimecodeChoice(start_timecode=query.start_timecode, frame_rate=query.frame_rate, sdh=config.sdh)

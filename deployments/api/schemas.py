@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from deployments.answers import ServedModel
 from soundstage.captions.formats import FORMATS
+from soundstage.speech.profanity import Profanity
 from soundstage.types import Analysis, ChunkAnalysis, JsonObject, Levels, PcmEncoding, Segment, SoundEvent, Tag
 
 Milliseconds = Annotated[float, AfterValidator(lambda value: round(value, 3))]
@@ -35,6 +36,7 @@ _EXAMPLE: JsonObject = {
             ],
             "avg_logprob": -0.21,
             "no_speech_prob": 0.02,
+            "is_retried": False,
         }
     ],
     "events": [{"label": "dog", "score": 0.97, "start_s": 3.2, "end_s": 4.8}],
@@ -49,7 +51,7 @@ _EXAMPLE: JsonObject = {
         "n_channels": 2,
         "sample_rate": 48000,
     },
-    "models": {"moonshine-tiny-en": "1.0.0", "soundstage-sounds": "0.1.0"},
+    "models": {"moonshine-tiny-en": "1.0.0", "soundstage-sounds": "1.0.0"},
 }
 
 
@@ -80,6 +82,7 @@ class SegmentBody(Body):
     words: tuple[WordBody, ...]
     avg_logprob: Annotated[float, AfterValidator(lambda value: round(value, 4))]
     no_speech_prob: Score
+    is_retried: bool
 
 
 class EventBody(Body):
@@ -298,6 +301,8 @@ class AnalyzeQuery(BaseModel):
     response_format: str = Field("json", description=f"One of {', '.join(RESPONSE_FORMATS)}.")
     language: str | None = Field(None, description="ISO 639-1; only en so far.")
     min_score: float | None = Field(None, ge=0, le=1, description="Leave out tags and events that score less.")
+    hints: str = Field("", description="Names and words that may be said, separated by commas or line ends.")
+    profanity: Profanity = Field("keep", description="mask leaves the first letter of swear words alone.")
     start_timecode: str | None = Field(
         None, description="HH:MM:SS:FF of the first frame (a ; before FF means drop frame). Else that of the file."
     )

@@ -11,8 +11,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from soundstage.params import MoonshineParams
+from soundstage.params import HintParams, MoonshineParams
 from soundstage.speech import model, shortlist
+from soundstage.speech.hinting import Hinting, Tables
 
 _BFLOAT16 = ("encoder.conv2.kernel", "encoder.conv3.kernel")
 """An eighth of the time of encoding, at no change of 289 texts. With the encoder's layers in it too, encoding takes
@@ -47,6 +48,11 @@ class Decoded:
     has_ended: bool
     trace: Trace | None = None
 
+    @property
+    def logprob(self) -> float:
+        """Natural logarithm of the probability of the whole text, its end included."""
+        return self.avg_logprob * (len(self.token_ids) + self.has_ended)
+
 
 class _Rows(NamedTuple):
     """The rows that are still decoded: what each reads, and where it stands, (n_rows,) unless said."""
@@ -54,6 +60,8 @@ class _Rows(NamedTuple):
     index: tf.Tensor
     """In the batch."""
     last: tf.Tensor
+    node: tf.Tensor
+    """Of the tree of hints."""
     is_active: tf.Tensor
     cache: model.Cache
     encoded: model.Encoded
@@ -70,17 +78,21 @@ class _Written(NamedTuple):
 class GreedyDecoder:
     """The model, traced once for every shape of batch."""
 
-    def __init__(self, weights: Mapping[str, NDArray[Any]], params: MoonshineParams) -> None:
+    def __init__(
+        self, weights: Mapping[str, NDArray[Any]], params: MoonshineParams, hint_params: HintParams | None = None
+    ) -> None:
         """Prepare the model.
 
         Args:
             weights: As stored.
             params: Of the same model.
+            hint_params: How far hints weigh.
 
         Raises:
             ModelError: The weights do not fit the parameters.
         """
         self._params = params
+        self._hint_params = hint_params or HintParams()
         self._weights = {name: tf.constant(array) for name, array in model.prepare(weights, params).items()}
         next_token = None
         if shortlist.is_supported():
@@ -96,13 +108,20 @@ class GreedyDecoder:
         ]
         self._next_token = next_token
         self._run = tf.function(self._write, input_signature=signature)
+        self._run_hinted = tf.function(self._write, input_signature=[*signature, Tables.signature()])
 
-    def decode(self, batch: Sequence[NDArray[np.float32]], max_tokens: Sequence[int]) -> list[Decoded]:
+    def decode(
+        self,
+        batch: Sequence[NDArray[np.float32]],
+        max_tokens: Sequence[int],
+        trees: Tables | None = None,
+    ) -> list[Decoded]:
         """Decode waveforms together.
 
         Args:
             batch: Each (n_samples,), 16 kHz mono, at least `model.MIN_SAMPLES` long.
             max_tokens: For each the number of tokens after which it is cut off.
+            trees: The hints of each, from `hinting.tables`.
 
         Returns:
             One for each waveform, in the same order.
@@ -111,10 +130,9 @@ class GreedyDecoder:
         padded = np.zeros((len(batch), model.pad_length(max(n_samples))), np.float32)
         for row, samples in zip(padded, batch, strict=True):
             row[: len(samples)] = samples
-        token_ids, n_tokens, logprobs, attention = (
-            result.numpy()
-            for result in self._run(padded, np.array(n_samples, np.int32), np.array(max_tokens, np.int32))
-        )
+        arguments = padded, np.array(n_samples, np.int32), np.array(max_tokens, np.int32)
+        results = self._run(*arguments) if trees is None else self._run_hinted(*arguments, trees)
+        token_ids, n_tokens, logprobs, attention = (result.numpy() for result in results)
         decoded, has_trace = [], bool(self._params.alignment_heads)
         for i, n in enumerate(n_tokens):
             has_ended = bool(token_ids[i, n - 1] == self._params.end_token_id)
@@ -129,10 +147,15 @@ class GreedyDecoder:
             )
         return decoded
 
-    def _write(self, samples: tf.Tensor, n_samples: tf.Tensor, max_tokens: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def _write(
+        self, samples: tf.Tensor, n_samples: tf.Tensor, max_tokens: tf.Tensor, trees: Tables | None = None
+    ) -> tuple[tf.Tensor, ...]:
         weights, params = self._weights, self._params
         encoded = model.encode(weights, params, samples, n_samples)
-        token_ids, n_tokens, logprobs = greedy(weights, params, encoded, max_tokens, next_token=self._next_token)
+        hinting = None if trees is None else Hinting(trees, self._hint_params)
+        token_ids, n_tokens, logprobs = greedy(
+            weights, params, encoded, max_tokens, next_token=self._next_token, hinting=hinting
+        )
         if not params.alignment_heads:
             return token_ids, n_tokens, logprobs, tf.zeros([tf.shape(token_ids)[0], 0, 0])
         # Once more over the finished text, all tokens at once: far cheaper than noting it at every step.
@@ -156,6 +179,7 @@ def greedy(
     max_tokens: tf.Tensor,
     *,
     next_token: shortlist.NextToken | None = None,
+    hinting: Hinting | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """The loop over tokens, for a graph.
 
@@ -165,6 +189,7 @@ def greedy(
         encoded: Of the waveforms.
         max_tokens: int32 (n_batch,), after how many tokens each row is cut off.
         next_token: How the most probable token is found; by the whole output head unless given.
+        hinting: Leads to the phrases that are expected.
 
     Returns:
         Token numbers int32 (n_batch, n_steps), how many of them are the row's own with its end, int32 (n_batch,), and
@@ -176,7 +201,9 @@ def greedy(
     def step(position: tf.Tensor, rows: _Rows, written: _Written) -> tuple[tf.Tensor, _Rows, _Written]:
         last = rows.last[:, None]
         states, cache = model.decoder_states(weights, params, last, rows.cache, rows.encoded, position=position)
-        token, logprob = next_token(states)
+        bonus = None if hinting is None else hinting.bonus(rows.index, rows.node)
+        token, logprob = next_token(states, bonus)
+        node = rows.node if hinting is None else hinting.follow(rows.index, rows.node, token)
         place = rows.index[:, None]
         token = tf.where(rows.is_active, token, params.end_token_id)
         column = tf.tensor_scatter_nd_update(tf.fill([n_batch], params.end_token_id), place, token)
@@ -187,7 +214,7 @@ def greedy(
             logprobs=tf.concat([written.logprobs, logprobs[:, None]], axis=1),
         )
         goes_on = (token != params.end_token_id) & (position + 1 < tf.gather(max_tokens, rows.index))
-        rows = rows._replace(last=token, is_active=rows.is_active & goes_on, cache=cache)
+        rows = rows._replace(last=token, node=node, is_active=rows.is_active & goes_on, cache=cache)
         return position + 1, rows, written
 
     def is_worth_a_step(_: tf.Tensor, rows: _Rows, __: _Written) -> tf.Tensor:
@@ -204,6 +231,7 @@ def greedy(
     rows = _Rows(
         index=tf.range(n_batch),
         last=tf.fill([n_batch], params.start_token_id),
+        node=tf.zeros([n_batch], tf.int32) if hinting is None else hinting.roots(),
         is_active=tf.fill([n_batch], True),
         cache=model.empty_cache(params, n_batch),
         encoded=encoded,
@@ -212,7 +240,7 @@ def greedy(
     one, two, padding = (tf.TensorShape(shape) for shape in ([None], [None, None], [None, 1, 1, None]))
     states = tf.TensorShape([None, params.n_heads, None, params.hidden_size // params.n_heads])
     keys_values = ((states, states),) * params.n_decoder_layers
-    row_shapes = _Rows(one, one, one, keys_values, model.Encoded(keys_values, padding))
+    row_shapes = _Rows(one, one, one, one, keys_values, model.Encoded(keys_values, padding))
     shapes = tf.TensorShape([]), row_shapes, _Written(two, one, two)
     result: tuple[tf.Tensor, _Rows, _Written] = tf.while_loop(
         lambda _, rows, __: tf.shape(rows.last)[0] > 0,

@@ -8,8 +8,7 @@ the others, since each row has a scale of its own and sums of integers are exact
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -17,8 +16,22 @@ from numpy.typing import NDArray
 
 from soundstage.speech.model import Weights
 
-NextToken: TypeAlias = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
-"""From states as of `model.decoder_states` to token numbers int32 and their natural log probabilities, a row each."""
+
+class NextToken(Protocol):
+    """How the next token of each row is chosen."""
+
+    def __call__(self, states: tf.Tensor, bonus: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
+        """The next tokens.
+
+        Args:
+            states: As of `model.decoder_states`.
+            bonus: float32 (n_rows, vocabulary_size), added to the logits before the greatest is chosen.
+
+        Returns:
+            Token numbers int32 and their natural log probabilities, in which the bonus does not count, a row each.
+        """
+        ...
+
 
 N_CANDIDATES = 16
 """Whose logits are computed exactly. The 8-bit ones err by 0.1; the first choice has not been below the third."""
@@ -33,10 +46,10 @@ def whole_head(weights: Weights) -> NextToken:
         weights: As from `model.prepare`.
     """
 
-    def next_token(states: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def next_token(states: tf.Tensor, bonus: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
         logits = tf.matmul(states, weights["decoder.head.kernel"])
-        logprob = tf.reduce_max(logits, axis=-1) - tf.reduce_logsumexp(logits, axis=-1)
-        return tf.argmax(logits, axis=-1, output_type=tf.int32), logprob
+        token_ids = tf.argmax(logits if bonus is None else logits + bonus, axis=-1, output_type=tf.int32)
+        return token_ids, tf.gather(logits, token_ids, batch_dims=1) - tf.reduce_logsumexp(logits, axis=-1)
 
     return next_token
 
@@ -53,9 +66,10 @@ def shortlisted(embedding: tf.Tensor) -> NextToken:
     n_candidates = min(N_CANDIDATES, vocabulary_size)
     n_blocks = vocabulary_size // block_size
 
-    def next_token(states: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def next_token(states: tf.Tensor, bonus: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
         logits = _integer_product(states, codes) * scales
-        blocks = tf.reshape(logits, (-1, n_blocks, block_size))  # the best n tokens are in the best n blocks
+        led = logits if bonus is None else logits + bonus
+        blocks = tf.reshape(led, (-1, n_blocks, block_size))  # the best n tokens are in the best n blocks
         best_blocks = tf.math.top_k(tf.reduce_max(blocks, axis=-1), min(n_candidates, n_blocks)).indices
         leading = tf.gather(blocks, best_blocks, batch_dims=1)
         leading = tf.reshape(leading, (-1, leading.shape[1] * block_size))
@@ -63,12 +77,15 @@ def shortlisted(embedding: tf.Tensor) -> NextToken:
         block = tf.gather(best_blocks, places // block_size, batch_dims=1)
         token_ids = block * block_size + places % block_size  # (n_rows, n_candidates)
         exact = tf.linalg.matvec(tf.gather(embedding, token_ids), states)
-        best = tf.argmax(exact, axis=-1, output_type=tf.int32)
+        own = None if bonus is None else tf.gather(bonus, token_ids, batch_dims=1)
+        best = tf.argmax(exact if own is None else exact + own, axis=-1, output_type=tf.int32)
         top = tf.reduce_max(exact, axis=-1, keepdims=True)
         of_all = tf.reduce_sum(tf.exp(logits - top), axis=-1)
         of_candidates = tf.reduce_sum(tf.exp(exact - top), axis=-1)
+        rough = rough if own is None else rough - own
         of_others = tf.maximum(of_all - tf.reduce_sum(tf.exp(rough - top), axis=-1), 0.0)
-        return tf.gather(token_ids, best, batch_dims=1), -tf.math.log(of_candidates + of_others)
+        behind = 0.0 if own is None else tf.gather(exact, best, batch_dims=1) - top[:, 0]
+        return tf.gather(token_ids, best, batch_dims=1), behind - tf.math.log(of_candidates + of_others)
 
     return next_token
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from soundstage.errors import ModelError
@@ -27,6 +28,8 @@ class Tokenizer:
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
         self.pieces = tuple(piece if _N_SPECIAL <= i < _FIRST_MARKER else b"" for i, piece in enumerate(pieces))
+        # A letter is a token of its own too, besides its byte, which comes first.
+        self._token_ids = {piece: i for i, piece in enumerate(self.pieces) if piece}
 
     @classmethod
     def read(cls, path: Path) -> Tokenizer:
@@ -47,6 +50,26 @@ class Tokenizer:
         """
         data = b"".join(self.pieces[i] for i in token_ids)
         return data.decode("utf-8", errors="replace").replace(WORD_START, " ").strip()
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of words, as the model was taught to write them; what no token stands for is left out.
+
+        Of neighbouring pieces those are joined first whose union comes first in the vocabulary: byte pair encoding,
+        in which tokens are numbered as they were found.
+        """
+        pieces: list[bytes] = []
+        for letter in "".join(WORD_START + word for word in text.split()):
+            data = letter.encode()
+            pieces += [data] if data in self._token_ids else [bytes([byte]) for byte in data]
+        n_tokens = len(self.pieces)
+        while len(pieces) > 1:
+            unions = [self._token_ids.get(a + b, n_tokens) for a, b in pairwise(pieces)]
+            first = min(unions)
+            if first == n_tokens:
+                break
+            i = unions.index(first)
+            pieces[i : i + 2] = [self.pieces[first]]
+        return [self._token_ids[piece] for piece in pieces if piece in self._token_ids]
 
 
 def _pieces(data: bytes, path: Path) -> Iterator[bytes]:

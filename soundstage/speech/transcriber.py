@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,9 +11,12 @@ from numpy.typing import NDArray
 from soundstage.errors import ModelError, SampleRateMismatch
 from soundstage.models.registry import ModelCard, ModelFolder
 from soundstage.models.runtime import limit_threads
-from soundstage.params import AlignmentParams, DecodingParams, MoonshineParams
+from soundstage.params import AlignmentParams, DecodingParams, HintParams, MoonshineParams
 from soundstage.speech.alignment import Utterance, align, confidences, timed_words, tokens_of_words
 from soundstage.speech.decoding import Decoded, GreedyDecoder
+from soundstage.speech.fallback import halves, is_astray, joined
+from soundstage.speech.hinting import tables
+from soundstage.speech.hints import Hints, is_better, n_found
 from soundstage.speech.tokenizer import TOKENIZER_NAME, Tokenizer
 from soundstage.types import Segment, Waveform, Word
 
@@ -46,7 +48,8 @@ class Transcriber:
             raise ModelError(f"the tokenizer in {folder.path} knows {len(self._tokenizer)} tokens, the model others")
         self._n_silence = round(self.params.silence_s * self._model_params.sample_rate)
         self._alignment_params = AlignmentParams()
-        self._decoder = GreedyDecoder(folder.weights(), self._model_params)
+        self.hint_params = HintParams()
+        self._decoder = GreedyDecoder(folder.weights(), self._model_params, self.hint_params)
 
     def warm_up(self) -> None:
         """Run once, so that the first request does not pay for it.
@@ -58,11 +61,12 @@ class Transcriber:
         if not math.isfinite(self._decoder.decode([silence], [1])[0].avg_logprob):
             raise RuntimeError(f"{self.card.name} {self.card.version} gives probabilities that are not finite")
 
-    def transcribe(self, waveforms: Sequence[Waveform]) -> list[Segment | None]:
+    def transcribe(self, waveforms: Sequence[Waveform], hints: Sequence[Hints] | None = None) -> list[Segment | None]:
         """Write down what is said in each waveform; the same whatever else is in the batch.
 
         Args:
             waveforms: Speech regions, 16 kHz, at most 30 s each: the model was trained on no longer ones.
+            hints: Of each waveform, names and words that it may hold.
 
         Returns:
             One for each waveform, with its times and those of its words; None where there is no text that can be
@@ -76,16 +80,36 @@ class Transcriber:
                 raise SampleRateMismatch(
                     f"the waveform has {waveform.sample_rate} Hz, the model {self._model_params.sample_rate} Hz"
                 )
+        segments, astray = self._written(waveforms, hints)
+        retried = [i for i in astray if waveforms[i].duration_s >= self.params.min_retry_s]
+        if retried:
+            pieces = [piece for i in retried for piece in halves(waveforms[i])]
+            others, _ = self._written(pieces, None if hints is None else [hints[i] for i in retried for _ in range(2)])
+            for i, *pair in zip(retried, others[::2], others[1::2], strict=True):
+                segments[i] = joined(waveforms[i], pair)
+        return segments
+
+    def _written(
+        self, waveforms: Sequence[Waveform], hints: Sequence[Hints] | None
+    ) -> tuple[list[Segment | None], list[int]]:
+        """What is believed of what the model writes, and where it lost its way."""
         segments: list[Segment | None] = [None] * len(waveforms)
+        astray: list[int] = []
         silence = np.zeros(self._n_silence, np.float32)
         for indices in self._batches(waveforms):
             batch = [np.concatenate([silence, waveforms[i].samples, silence]) for i in indices]
             max_tokens = [math.ceil(self.params.max_tokens_per_s * self._padded_s(waveforms[i])) for i in indices]
             decoded = self._decoder.decode(batch, max_tokens)
+            if hints is not None:
+                decoded = self._hinted(decoded, batch, max_tokens, [hints[i] for i in indices])
             words = self._words([waveforms[i] for i in indices], batch, decoded)
             for i, row, row_words in zip(indices, decoded, words, strict=True):
-                segments[i] = self._segment(waveforms[i], row, row_words)
-        return segments
+                text = self._tokenizer.decode(row.token_ids)
+                if self._is_astray(text, row):
+                    astray.append(i)
+                elif self._is_believable(text, row):
+                    segments[i] = self._segment(waveforms[i], text, row, row_words)
+        return segments, astray
 
     def _padded_s(self, waveform: Waveform) -> float:
         return waveform.duration_s + 2 * self.params.silence_s
@@ -101,6 +125,28 @@ class Transcriber:
                 batches.append([])
             batches[-1].append(i)
         return batches
+
+    def _hinted(
+        self,
+        decoded: Sequence[Decoded],
+        batch: Sequence[NDArray[np.float32]],
+        max_tokens: Sequence[int],
+        hints: Sequence[Hints],
+    ) -> list[Decoded]:
+        """What is written with hints, where the model does not hold it too much less probable than without."""
+        chosen = list(decoded)
+        rows = [row for row, phrases in enumerate(hints) if phrases]
+        if not rows:
+            return chosen
+        trees = tables([hints[row] for row in rows], self._tokenizer)
+        led = self._decoder.decode([batch[row] for row in rows], [max_tokens[row] for row in rows], trees)
+        for row, other in zip(rows, led, strict=True):
+            text, plain_text = (self._tokenizer.decode(each.token_ids) for each in (other, decoded[row]))
+            gain = n_found(hints[row], text) - n_found(hints[row], plain_text)
+            is_sound = self._is_believable(text, other) and not self._is_astray(text, other)
+            if is_sound and is_better(gain, other.logprob, decoded[row].logprob, self.hint_params):
+                chosen[row] = other
+        return chosen
 
     def _words(
         self, waveforms: Sequence[Waveform], batch: Sequence[NDArray[np.float32]], decoded: Sequence[Decoded]
@@ -124,10 +170,8 @@ class Transcriber:
             )
         return words
 
-    def _segment(self, waveform: Waveform, decoded: Decoded, words: tuple[Word, ...]) -> Segment | None:
-        text = self._tokenizer.decode(decoded.token_ids)
-        if not self._is_believable(text, decoded):
-            return None
+    @staticmethod
+    def _segment(waveform: Waveform, text: str, decoded: Decoded, words: tuple[Word, ...]) -> Segment:
         return Segment(
             start_s=waveform.start_s,
             end_s=waveform.end_s,
@@ -136,17 +180,12 @@ class Transcriber:
             avg_logprob=min(decoded.avg_logprob, 0.0),
         )
 
+    def _is_astray(self, text: str, decoded: Decoded) -> bool:
+        return is_astray(text, has_ended=decoded.has_ended, params=self.params)
+
     def _is_believable(self, text: str, decoded: Decoded) -> bool:
         return (
-            decoded.has_ended
-            and decoded.avg_logprob >= self.params.min_avg_logprob
+            decoded.avg_logprob >= self.params.min_avg_logprob
             and any(character.isalnum() for character in text)
             and text not in self.params.filler_texts
-            and compression_ratio(text) <= self.params.max_compression_ratio
         )
-
-
-def compression_ratio(text: str) -> float:
-    """How many times shorter zlib makes a text: high where it repeats itself."""
-    data = text.encode()
-    return len(data) / len(zlib.compress(data))

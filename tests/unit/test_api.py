@@ -161,6 +161,16 @@ async def test_only_what_was_asked_for_is_done(engine: KnownEngine) -> None:
     assert engine.options[0].tasks == {Task.SPEECH, Task.LEVELS}
 
 
+async def test_hints_and_profanity_reach_the_engine(engine: KnownEngine) -> None:
+    await analyze(engine, hints="Ophelia, King Claudius", profanity="mask")
+    async with client_of(engine) as client:
+        files = {"file": ("take.wav", AUDIO, "audio/wav")}
+        await client.post("/v1/analyze", files=files, data={"hints": "Ophelia\nKing Claudius"})
+        await client.post("/v1/audio/transcriptions", files=files, data={"prompt": "Ophelia, King Claudius"})
+    assert [options.hints for options in engine.options] == [("Ophelia", "King Claudius")] * 3
+    assert [options.profanity for options in engine.options] == ["mask", "keep", "keep"]
+
+
 @pytest.mark.parametrize(
     ("params", "hint"),
     [
@@ -172,6 +182,9 @@ async def test_only_what_was_asked_for_is_done(engine: KnownEngine) -> None:
         ({"start_timecode": "25 o'clock"}, "timecode"),
         ({"frame_rate": "13"}, "frame"),
         ({"colour": "red"}, "colour"),
+        ({"hints": "x" * 61}, "60 characters"),
+        ({"hints": ",".join(f"name {i}" for i in range(301))}, "300 phrases"),
+        ({"profanity": "bleep"}, "profanity"),
     ],
 )
 async def test_a_wrong_parameter_is_named_before_anything_is_done(

@@ -209,6 +209,8 @@ def test_standard_output_takes_one_file_in_one_format(engine: KnownEngine, take:
         ["--tasks", ""],
         ["--language", "tlh"],
         ["--min-score", "2"],
+        ["--hints", "x" * 61],
+        ["--profanity", "bleep"],
         ["--jobs", "0"],
         ["--jobs", "2", "--local"],
         ["--frame-rate", "17"],
@@ -260,6 +262,19 @@ def test_options_reach_the_service(engine: KnownEngine, take: Path) -> None:
     body = json.loads(take.with_suffix(".json").read_text(encoding="utf-8"))
     assert [tag["label"] for tag in body["tags"]] == ["dog"]
     assert body["levels"] is None
+
+
+def test_hints_are_words_or_a_file_of_them(engine: KnownEngine, take: Path, tmp_path: Path) -> None:
+    names = tmp_path / "cast.txt"
+    names.write_text("Ophelia\nZoë\n", encoding="utf-8")
+    for hints in ("Ophelia, Zoë", str(names)):
+        assert soundstage("analyze", take, "--hints", hints, "--profanity", "mask", "--overwrite").exit_code == 0
+    assert [options.hints for _, _, options in engine.requests] == [("Ophelia", "Zoë")] * 2
+    assert {options.profanity for _, _, options in engine.requests} == {"mask"}
+    names.write_bytes(b"\xff\xfe\x00")
+    assert soundstage("analyze", take, "--hints", names).exit_code == 2
+    names.write_text("name, " * 10_000, encoding="utf-8")
+    assert soundstage("analyze", take, "--hints", names).exit_code == 2
 
 
 def timecodes(path: Path) -> set[str]:

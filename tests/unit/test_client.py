@@ -88,6 +88,15 @@ def test_asks_for_what_it_was_told(url: str, engine: KnownEngine, clip: Path) ->
     assert analysis.levels is None
 
 
+def test_more_hints_than_a_url_holds_reach_the_service(url: str, engine: KnownEngine, clip: Path) -> None:
+    hints = tuple(f"Małgorzata {i}" for i in range(300))
+    with ServiceClient(url) as client:
+        client.analyze(clip, AnalysisRequest(hints=hints, profanity="mask", language="en"))
+    media_type, n_bytes, options = engine.requests[0]
+    assert (media_type, n_bytes) == ("audio/wav", len(CLIP))
+    assert (options.hints, options.profanity, options.language) == (hints, "mask", "en")
+
+
 def test_a_large_file_is_sent_piece_by_piece(url: str, engine: KnownEngine, tmp_path: Path) -> None:
     path = tmp_path / "long.mov"
     n_bytes = 48 * 1024**2

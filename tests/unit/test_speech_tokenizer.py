@@ -41,3 +41,13 @@ def test_a_damaged_file_is_refused(tmp_path: Path, data: bytes) -> None:
     path.write_bytes(data)
     with pytest.raises(ModelError):
         Tokenizer.read(path)
+
+
+def test_words_are_written_with_the_pieces_that_were_joined_first() -> None:
+    """Not with the longest: "ab" comes before "bc" and so before "abc", which is never reached through "bc"."""
+    letters = [letter.encode() for letter in "▁abc"]
+    tokenizer = Tokenizer([*SPECIAL, b"ab", b"bc", b"abc", "▁a".encode(), *letters, b"\xc3", b"\xab"])
+    pieces = [tokenizer.pieces[token_id].decode() for token_id in tokenizer.encode("bc abc")]
+    assert pieces == ["▁", "bc", "▁", "abc"]
+    assert tokenizer.decode(tokenizer.encode("aë  b")) == "aë b", "a letter without a token is spelt in bytes"
+    assert tokenizer.decode(tokenizer.encode("az")) == "a", "what nothing stands for is left out"

@@ -16,8 +16,10 @@ from soundstage.models.registry import ModelCard, ModelFolder
 from soundstage.params import DecodingParams, MoonshineParams
 from soundstage.speech import model, shortlist
 from soundstage.speech.decoding import Decoded, GreedyDecoder, Trace
-from soundstage.speech.tokenizer import TOKENIZER_NAME
-from soundstage.speech.transcriber import Transcriber, compression_ratio
+from soundstage.speech.fallback import compression_ratio, is_astray, is_latin
+from soundstage.speech.hinting import Tables
+from soundstage.speech.tokenizer import TOKENIZER_NAME, Tokenizer
+from soundstage.speech.transcriber import Transcriber
 from soundstage.types import Waveform
 
 TINY = MoonshineParams(
@@ -68,7 +70,9 @@ class ScriptedDecoder:
         self.results = list(results)
         self.batches: list[tuple[list[int], list[int]]] = []
 
-    def decode(self, batch: Sequence[NDArray[np.float32]], max_tokens: Sequence[int]) -> list[Decoded]:
+    def decode(
+        self, batch: Sequence[NDArray[np.float32]], max_tokens: Sequence[int], trees: Tables | None = None
+    ) -> list[Decoded]:
         self.batches.append(([len(samples) for samples in batch], list(max_tokens)))
         if self.results:
             return [self.results.pop(0) for _ in batch]
@@ -232,3 +236,65 @@ def test_models_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     for message, folder in unfit.items():
         with pytest.raises(ModelError, match=message):
             Transcriber(folder)
+
+
+def test_where_the_model_lost_its_way_it_is_asked_again_for_each_half(folder: ModelFolder) -> None:
+    """Cut in the pause; the text of both halves is one segment, marked."""
+    loop = Decoded(token_ids=(3, 4) * 20, avg_logprob=-0.1, has_ended=True)
+    halves = [Decoded(token_ids=ids, avg_logprob=-0.2, has_ended=True) for ids in ((3,), (4, 5))]
+    decoder = ScriptedDecoder(loop, *reversed(halves))  # the longer half is decoded first
+    voice = tone(3.0).samples.copy()
+    voice[20_000:24_000] = 0
+    (segment,) = scripted(folder, decoder).transcribe([Waveform(samples=voice, start_s=5.0)])
+    assert segment is not None
+    assert (segment.text, segment.start_s, segment.end_s) == ("zero one two", 5.0, 8.0)
+    assert segment.is_retried
+    assert segment.avg_logprob == pytest.approx(-0.2)
+    silence = 6_400
+    first, second = sorted(n - silence for lengths, _ in decoder.batches[1:] for n in lengths)
+    assert first + second == len(voice)
+    assert 20_000 <= first <= 24_000
+
+
+@pytest.mark.parametrize(
+    "astray",
+    [
+        Decoded(token_ids=(3, 4) * 20, avg_logprob=-0.1, has_ended=True),
+        Decoded(token_ids=(3, 4), avg_logprob=-0.1, has_ended=False),
+    ],
+    ids=["in a loop", "cut off"],
+)
+def test_a_half_that_is_astray_too_is_dropped(folder: ModelFolder, astray: Decoded) -> None:
+    sound = Decoded(token_ids=(5,), avg_logprob=-0.2, has_ended=True)
+    transcriber = scripted(folder, ScriptedDecoder(astray, astray, sound))
+    (segment,) = transcriber.transcribe([tone(3.0)])
+    assert segment is not None
+    assert segment.text == "two"
+    (nothing,) = scripted(folder, ScriptedDecoder(astray, astray, astray)).transcribe([tone(3.0)])
+    assert nothing is None
+
+
+@pytest.mark.parametrize(
+    ("text", "is_ours"), [("Zoë, naïve façade: 42 %", True), ("Привет", False), ("ab 你好", False)]
+)
+def test_another_script_is_noticed(text: str, is_ours: bool) -> None:
+    assert is_latin(text) == is_ours
+    assert is_astray(text, has_ended=True, params=DecodingParams()) != is_ours
+
+
+def test_hints_that_make_a_text_unbelievable_are_passed_over(
+    folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tokenizer, "encode", lambda _, text: [PIECES.index("▁" + word) for word in text.split()])
+    plain = Decoded(token_ids=(3, 4), avg_logprob=-0.1, has_ended=True)
+    for avg_logprob, text in ((-0.6, "zero two"), (-0.8, "zero one"), (-4.0, "zero one")):
+        led = Decoded(token_ids=(3, 5), avg_logprob=avg_logprob, has_ended=True)
+        (segment,) = scripted(folder, ScriptedDecoder(plain, led)).transcribe([tone(1.0)], [("two",)])
+        assert segment is not None
+        assert segment.text == text
+
+
+def test_without_hints_nothing_is_decoded_twice(folder: ModelFolder) -> None:
+    decoder = ScriptedDecoder()
+    scripted(folder, decoder).transcribe([tone(0.1), tone(0.2)], [(), ()])
+    assert len(decoder.batches) == 1
