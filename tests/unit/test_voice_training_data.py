@@ -22,7 +22,7 @@ from soundstage.speech.decoding import GreedyDecoder
 from soundstage.speech.tokenizer import TOKENIZER_NAME, Tokenizer
 from soundstage.types import EncodedAudio
 from tests.unit.tiny_clips import RATE, write_table, write_wav
-from tests.unit.tiny_speech import PIECES, SENTENCES, TINY, random_weights, voice, write_recordings
+from tests.unit.tiny_speech import PIECES, SENTENCES, TINY, random_weights, voice, write_model, write_recordings
 from training.acoustics import faster, noise, speech_level, with_noise
 from training.data import BadFolder, read_clip
 from training.voice_recognition import evaluate, network
@@ -347,7 +347,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) ->
 
 
 def test_evaluation_tells_errors_by_condition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_recordings(tmp_path, ["tea", "the tea", "the sea"], ["train", "test", "test"])
+    write_recordings(tmp_path, ["tea", "the tea", "the sea"])
     code, stdout, stderr = evaluated(monkeypatch, tmp_path, "--conditions", "clean,telephone", "--worst", "1")
     assert code == 0, stderr
     figures = json.loads(stdout.splitlines()[-1])
@@ -356,9 +356,15 @@ def test_evaluation_tells_errors_by_condition(tmp_path: Path, monkeypatch: pytes
     assert figures["wer_low"] <= figures["wer"] <= figures["wer_high"]
     assert figures["conditions"].keys() == {"clean", "telephone"}
     assert "2.wav: 2 of 2 words" in stderr
-    code, stdout, stderr = evaluated(monkeypatch, tmp_path, "--split", "train", "--json")
+    tuned = write_model(tmp_path / "models", {"recordings.txt": b"test\t0.wav\ntrain\t1.wav\nvalidation\t2.wav\n"})
+    monkeypatch.setenv("SOUNDSTAGE_MODELS_DIR", str(tmp_path / "models"))
+    code, stdout, stderr = evaluated(monkeypatch, tmp_path, "--unseen-by", tuned.card.name, "--json")
     assert (code, stderr) == (0, "")
-    assert json.loads(stdout)["wer"] == 0
+    assert (json.loads(stdout)["wer"], json.loads(stdout)["n_clips"]) == (0, 1)
+    write_model(tmp_path / "models")
+    code, _, stderr = evaluated(monkeypatch, tmp_path, "--unseen-by", tuned.card.name)
+    assert code == 2
+    assert "does not say what it was fine-tuned on" in " ".join(stderr.split())
     code, _, stderr = evaluated(monkeypatch, tmp_path, "--conditions", "loud")
     assert code == 2
     assert "no condition is called loud; there are clean, noise_10_db" in stderr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import ascii_letters, punctuation
 
@@ -61,8 +61,8 @@ def random_weights(seed: int = 0) -> dict[str, NDArray[np.float32]]:
     return arrays
 
 
-def write_model(models: Path) -> ModelFolder:
-    """In a registry, by the name of the speech model."""
+def write_model(models: Path, extra: Mapping[str, bytes] | None = None) -> ModelFolder:
+    """In a registry, by the name of the speech model, with further files."""
     return registry.write_folder(
         models,
         ModelCard(
@@ -77,7 +77,11 @@ def write_model(models: Path) -> ModelFolder:
         params=TINY,
         weights=random_weights(),
         readme="",
-        extra={TOKENIZER_NAME: b"".join(bytes([len(piece)]) + piece for piece in PIECES), "LICENSE": b"CC0"},
+        extra={
+            TOKENIZER_NAME: b"".join(bytes([len(piece)]) + piece for piece in PIECES),
+            "LICENSE": b"CC0",
+            **(extra or {}),
+        },
     )
 
 

@@ -26,6 +26,7 @@ from soundstage.pipeline import SPEECH_MODEL, AnalysisOptions, Pipeline, Task
 from soundstage.types import SAMPLE_RATE, EncodedAudio
 from training.acoustics import Samples
 from training.data import BadFolder, Row, read_clip, read_meta
+from training.voice_recognition import RECORDINGS_NAME
 from training.voice_recognition.conditions import Condition, heard_in
 from training.voice_recognition.scoring import Score, score
 
@@ -159,6 +160,35 @@ def duration_s(path: Path) -> float:
         return float(container.duration / av.time_base)
 
 
+def chosen(data: Path, unseen_by: str | None, limit: int | None) -> list[Row]:
+    """The clips that are asked for.
+
+    Raises:
+        BadFolder: The folder cannot be used, or has none of them.
+        ModelError: There is no such model.
+    """
+    rows = read_meta(data, ["transcript"])
+    if unseen_by is not None:
+        known = learnt_by(registry.find(unseen_by))
+        rows = [row for row in rows if row.values["filename"] not in known]
+    if not rows:
+        raise BadFolder(f"{unseen_by} knows every clip of {data / 'meta.csv'}")
+    return rows[:limit]
+
+
+def learnt_by(folder: registry.ModelFolder) -> set[str]:
+    """Names of the recordings that a fine-tuned model has learnt from, or by which it was chosen.
+
+    Raises:
+        BadFolder: The model does not say.
+    """
+    names = folder.path / RECORDINGS_NAME
+    if not names.is_file():
+        raise BadFolder(f"{folder.path} holds no {RECORDINGS_NAME}: the model does not say what it was fine-tuned on")
+    lines = (line.split("\t", 1) for line in names.read_text(encoding="utf-8").splitlines())
+    return {name for split, name in lines if split != "test"}
+
+
 @app.command(
     epilog="""
 **Examples**
@@ -177,7 +207,9 @@ def main(
     conditions: Annotated[
         str, typer.Option(help=f"How the clips sound: any of {', '.join(Condition)}; or {ALL}.")
     ] = Condition.CLEAN.value,
-    split: Annotated[str | None, typer.Option(help="Only clips that have this in the column split.")] = None,
+    unseen_by: Annotated[
+        str | None, typer.Option(help="Only clips that this model of the registry has not been fine-tuned on.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many clips, the first ones.")] = None,
     worst: Annotated[int, typer.Option(min=0, help="Show so many of the sentences with the most errors.")] = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print nothing but the figures.")] = False,
@@ -196,7 +228,7 @@ def main(
     figures: dict[str, dict[str, Any]] = {}
     try:
         asked_for = conditions_of(conditions)
-        rows = chosen(data, split, limit)
+        rows = chosen(data, unseen_by, limit)
         audio_s = sum(duration_s(row.path) for row in rows)
         with ExitStack() as stack:
             pool = None
@@ -228,19 +260,6 @@ def main(
         Console(stderr=True).print(str(e), style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from e
     print(json.dumps(figures[asked_for[0]] | ({"conditions": figures} if len(figures) > 1 else {})))
-
-
-def chosen(data: Path, split: str | None, limit: int | None) -> list[Row]:
-    """The clips that are asked for.
-
-    Raises:
-        BadFolder: The folder cannot be used, or has none of them.
-    """
-    rows = read_meta(data, ["transcript", "split"] if split is not None else ["transcript"])
-    rows = [row for row in rows if split is None or row.values["split"].strip() == split]
-    if not rows:
-        raise BadFolder(f"{data / 'meta.csv'} has no clip of split {split}")
-    return rows[:limit]
 
 
 if __name__ == "__main__":

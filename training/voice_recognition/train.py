@@ -35,6 +35,7 @@ from soundstage.types import SAMPLE_RATE
 from training.config import BadConfig
 from training.data import BadFolder
 from training.runs import Diverged, Run, WrongRun, bar, claimed, fingerprint, shown, write_whole
+from training.voice_recognition import RECORDINGS_NAME
 from training.voice_recognition.conditions import Condition, heard_in
 from training.voice_recognition.config import Config, read_config
 from training.voice_recognition.learning import Learner, Writer, build_learner
@@ -228,7 +229,7 @@ class Trainer:
             extra={
                 **{name: (self._start.path / name).read_bytes() for name in self._start.card.files if name not in own},
                 "metrics.json": (json.dumps(about, indent=2) + "\n").encode(),
-                "recordings.txt": names.encode(),
+                RECORDINGS_NAME: names.encode(),
             },
         )
 
