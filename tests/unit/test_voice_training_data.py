@@ -40,11 +40,9 @@ from training.voice_recognition.recordings import (
     read_corpus,
 )
 from training.voice_recognition.scoring import score
-from training.voice_recognition.tokens import Encoder
 
 CLIENT = httpx.Client
 TOKENIZER = Tokenizer(PIECES)
-ENCODER = Encoder(TOKENIZER)
 
 
 @pytest.fixture(scope="module")
@@ -61,26 +59,24 @@ def asset(name: str) -> Path:
     "text", ["the wind", "The sea: win, then tea!", "Zoë says 日本 for €5", "a", " blanks \t do\nnot  count "]
 )
 def test_what_is_encoded_reads_as_it_was(text: str) -> None:
-    assert TOKENIZER.decode(ENCODER.encode(text)) == " ".join(text.split())
+    assert TOKENIZER.decode(TOKENIZER.encode(text)) == " ".join(text.split())
 
 
 def test_pieces_are_joined_in_the_order_of_their_numbers() -> None:
     pieces = ["▁the", "▁sea", "s", "▁wind", "▁w", "e"]
-    assert [TOKENIZER.pieces[i].decode() for i in ENCODER.encode("the seas wind we")] == pieces
-    assert ENCODER.encode("ë")[1:] == [3 + 0xC3, 3 + 0xAB]
-    assert ENCODER.spelt("Zoë, 5 €") == "5ë€"
+    assert [TOKENIZER.pieces[i].decode() for i in TOKENIZER.encode("the seas wind we")] == pieces
+    assert TOKENIZER.encode("ë")[1:] == [3 + 0xC3, 3 + 0xAB]
 
 
 def test_the_published_model_writes_the_tokens_that_its_text_is_encoded_as(published: ModelFolder) -> None:
     """And training's network writes the same ones as the network that serves."""
     tokenizer = Tokenizer.read(published.path / TOKENIZER_NAME)
-    encoder = Encoder(tokenizer)
     for text in (
         "It was the best of times, it was the worst of times.",
         "naïve café in München, № 5",
         "$3,000 / 日本語",
     ):
-        assert tokenizer.decode(encoder.encode(text)) == text
+        assert tokenizer.decode(tokenizer.encode(text)) == text
     params, clip = published.params(MoonshineParams), read_clip(asset("beckett.wav"))
     arrays = {name: array.astype(np.float32) for name, array in published.weights().items()}
     learner = build_learner(arrays, params, LearningConfig(), n_steps=1, seed=0)
@@ -94,7 +90,7 @@ def test_the_published_model_writes_the_tokens_that_its_text_is_encoded_as(publi
     for token_ids in found:
         assert len(token_ids) > 5
         blank = token_ids[:1] if not tokenizer.decode(token_ids[:1]) else ()  # it may begin with one
-        assert (*blank, *encoder.encode(tokenizer.decode(token_ids))) == token_ids
+        assert (*blank, *tokenizer.encode(tokenizer.decode(token_ids))) == token_ids
 
 
 def test_the_trained_network_is_the_one_that_serves() -> None:
@@ -121,7 +117,7 @@ def recordings(sentences: tuple[str, ...] = SENTENCES[:2]) -> list[Recording]:
             transcript=text,
             split="train",
             samples=np.asarray(voice(10 * i, 1.0) * 32_767, np.int16),
-            token_ids=tuple(ENCODER.encode(text)),
+            token_ids=tuple(TOKENIZER.encode(text)),
         )
         for i, text in enumerate(sentences)
     ]
@@ -157,7 +153,7 @@ def test_it_learns_to_write_what_it_is_taught(how: dict[str, float]) -> None:
 
 def test_targets_are_the_tokens_after_the_given_ones() -> None:
     made = batch(recordings())
-    first = [*ENCODER.encode(SENTENCES[0])]
+    first = [*TOKENIZER.encode(SENTENCES[0])]
     assert made.token_ids[0, : len(first) + 1].tolist() == [1, *first]
     assert made.targets[0, : len(first) + 1].tolist() == [*first, 2]
     assert (made.targets[0, len(first) + 1 :] == -1).all()
@@ -214,7 +210,7 @@ def test_a_condition_sounds_the_same_each_time_and_as_long(condition: Condition)
 
 
 def read(folder: Path, **config: object) -> Corpus:
-    return read_corpus(folder, DataConfig.model_validate(config), ENCODER)
+    return read_corpus(folder, DataConfig.model_validate(config), TOKENIZER)
 
 
 def test_recordings_are_shared_out_the_same_each_time_and_equal_sentences_together(tmp_path: Path) -> None:

@@ -14,16 +14,18 @@ from numpy.typing import NDArray
 
 from soundstage.params import ChunkParams, DecodingParams
 from soundstage.speech.model import MIN_SAMPLES, pad_length
+from soundstage.speech.tokenizer import Tokenizer
 from soundstage.types import SAMPLE_RATE
 from training.acoustics import Samples, faster, in_room, noise, room, speech_level, telephone, with_noise
 from training.data import BadFolder, Row, read_clip, read_meta
 from training.voice_recognition.config import AugmentationConfig, DataConfig
-from training.voice_recognition.tokens import Encoder
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = ("filename", "transcript", "split")
 _AUDIO = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".mp4", ".mov", ".mkv", ".webm")
 _N_NAMED = 5
+_FIRST_PIECE = 3 + 256
+"""Token after the special ones and the single bytes, in which is spelt what has no token of its own."""
 _SAMPLES_STEP = SAMPLE_RATE
 """Rows are padded to a multiple of it, and to one of so many tokens, so that few shapes have to be compiled."""
 _TOKENS_STEP = 16
@@ -81,14 +83,18 @@ class Corpus:
 
 
 def read_corpus(
-    folder: Path, config: DataConfig, encoder: Encoder, *, on_file: Callable[[int, int], None] = lambda _done, _of: None
+    folder: Path,
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    *,
+    on_file: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> Corpus:
     """Read meta.csv (filename, transcript and, where wanted, split) and every file that it names.
 
     Args:
         folder: Holds meta.csv, and the recordings beside it or in its subfolder `audio`.
         config: How they are shared out.
-        encoder: Of the model's tokenizer.
+        tokenizer: Of the model.
         on_file: Told how many files are read, of how many.
 
     Raises:
@@ -98,12 +104,12 @@ def read_corpus(
     table = folder / "meta.csv"
     _check_table(rows, table, config)
     splits = _splits(rows, table, config)
-    warnings = [*_not_named(rows, table), *_spelt(rows, encoder)]
+    warnings = [*_not_named(rows, table), *_spelt(rows, tokenizer)]
     faults: list[str] = []
     recordings = []
     for i, (row, split) in enumerate(zip(rows, splits, strict=True)):
         text = " ".join(row.values["transcript"].split())
-        token_ids = tuple(encoder.encode(text))
+        token_ids = tuple(tokenizer.encode(text))
         try:
             samples = _read(row, len(token_ids))
         except BadFolder as e:
@@ -151,8 +157,9 @@ def _not_named(rows: Sequence[Row], table: Path) -> list[str]:
     return [f"{len(others)} recordings in {folder} have no transcript in {table} and are left out, first {others[0]}"]
 
 
-def _spelt(rows: Sequence[Row], encoder: Encoder) -> list[str]:
-    spelt = [(row.values["filename"], encoder.spelt(row.values["transcript"])) for row in rows]
+def _spelt(rows: Sequence[Row], tokenizer: Tokenizer) -> list[str]:
+    letters = {piece.decode() for piece in tokenizer.pieces[_FIRST_PIECE:]}
+    spelt = [(row.values["filename"], set("".join(row.values["transcript"].split())) - letters) for row in rows]
     found = [(name, characters) for name, characters in spelt if characters]
     if not found:
         return []

@@ -41,7 +41,6 @@ from training.voice_recognition.config import Config, read_config
 from training.voice_recognition.learning import Learner, Writer, build_learner
 from training.voice_recognition.recordings import SPLITS, Corpus, Recording, Shuffler, read_corpus
 from training.voice_recognition.scoring import Score, score
-from training.voice_recognition.tokens import Encoder
 
 CARD_TEMPLATE = Path(__file__).parent / "card.md"
 
@@ -288,13 +287,12 @@ def _find_start(config: Config) -> ModelFolder:
 
 
 def _load(data: Path, config: Config, start: ModelFolder) -> Corpus:
-    encoder = Encoder(Tokenizer.read(start.path / TOKENIZER_NAME))
     with bar(console) as reading:
         task = reading.add_task("reading", total=None, note="")
         corpus = read_corpus(
             data,
             config.data,
-            encoder,
+            Tokenizer.read(start.path / TOKENIZER_NAME),
             on_file=lambda done, of: reading.update(task, completed=done, total=of),
         )
     for warning in corpus.warnings:
