@@ -275,6 +275,9 @@ class Comparison:
         self._segments = segments
         self._output = jiwer.process_words(" ".join(self._truth), " ".join(self._written))
         self._sentences = sentences
+        ops = self._output.alignments[0]
+        around = zip([None, *ops[:-1]], ops, [*ops[1:], None], strict=True)
+        self._lone = [op for before, op, after in around if not {"substitute"} & {o.type for o in (before, after) if o}]
 
     @property
     def wer(self) -> float:
@@ -284,7 +287,8 @@ class Comparison:
     def at_cuts(self, chunk_cuts_s: Sequence[float]) -> tuple[int, int, int]:
         """Cuts amid a sentence, and how many words are lost and doubled at them.
 
-        A cut is the edge of a chunk, or a segment that begins where the one before ends.
+        A cut is the edge of a chunk, or a segment that begins where the one before ends. One word that is written as
+        two, or two as one, is wrong and not lost: beside it another is substituted.
         """
         n_cuts = n_lost = n_doubled = 0
         for i, (before, after) in enumerate(itertools.pairwise(self._segments), start=1):
@@ -294,7 +298,7 @@ class Comparison:
                 continue
             n_cuts += 1
             place = self._firsts[i]
-            for op in self._output.alignments[0]:
+            for op in self._lone:
                 if op.hyp_end_idx < place - _N_EDGE_WORDS or op.hyp_start_idx > place + _N_EDGE_WORDS:
                     continue
                 if op.type == "delete":

@@ -179,7 +179,8 @@ class DecodingParams(Params):
     max_compression_ratio: float = Field(2.4, gt=1)
     """Text that zlib shrinks further repeats itself. Source: Whisper (arXiv:2212.04356), 4.5."""
     min_retry_s: float = Field(2.0, gt=0.5)
-    """Where the model lost its way in so much audio, it is asked again for each half; else the text is dropped."""
+    """Where the model lost its way in so much audio, it is asked again for each half, and so on; in less, the text is
+    dropped. Somebody who says one sentence nine times is written down so."""
     max_batch_s: float = Field(80.0, gt=0)
     """Padded audio that is decoded together."""
 
@@ -275,3 +276,12 @@ class HintParams(Params):
     """Of a token that goes on with the phrase that was begun."""
     phrase_bonus: float = Field(8.0, ge=0)
     """How much less probable the text may be for each phrase more that it holds."""
+
+
+class SpanParams(Params):
+    """Which regions of speech are decoded together."""
+
+    max_pause_s: float = Field(1.0, ge=0)
+    """Between them."""
+    max_duration_s: float = Field(15.0, gt=0)
+    """All in all."""

@@ -20,10 +20,11 @@ from soundstage.audio.levels import LevelMeter
 from soundstage.audio.resample import Resampler
 from soundstage.errors import InvalidRequest
 from soundstage.models import registry
-from soundstage.params import ChunkParams, EventParams, LevelParams, Limits, Params, VoiceActivityParams
+from soundstage.params import ChunkParams, EventParams, LevelParams, Limits, Params, SpanParams, VoiceActivityParams
 from soundstage.sound.events import EventTracker
 from soundstage.speech.hints import Hints
 from soundstage.speech.profanity import Profanity, masked
+from soundstage.speech.spans import parted, spans
 from soundstage.types import (
     Analysis,
     Chunk,
@@ -174,8 +175,8 @@ class ClipReader:
 
 
 def regions_of(chunk: Chunk) -> list[Waveform]:
-    """The stretches of a chunk in which somebody speaks, as waveforms in stream time."""
-    return [chunk.waveform.between(region.start_s, region.end_s) for region in chunk.speech]
+    """The stretches of a chunk in which somebody speaks, short pauses included, as waveforms in stream time."""
+    return [chunk.waveform.between(span[0].start_s, span[-1].end_s) for span in spans(chunk.speech, SpanParams())]
 
 
 @dataclass(slots=True)
@@ -202,7 +203,7 @@ class ChunkAssembler:
 
         Args:
             chunk: The chunk after the one pushed before.
-            segments: Of its regions; None where speech was not asked for.
+            segments: Of each of `regions_of`; None where speech was not asked for.
             scores: None where sounds were not asked for.
             model_events: Of the model that gave the scores. It may be exchanged in the middle of a clip; what sounds
                 then goes on.
@@ -218,7 +219,16 @@ class ChunkAssembler:
                 for event in self.tracker.push(scores, is_last=chunk.is_last)
             ]
             tags = rank_tags(zip(scores.labels, scores.tags.tolist(), strict=True))
-        believed = [segment for segment in segments or () if segment is not None]
+        believed = (
+            [
+                part
+                for segment, span in zip(segments, spans(chunk.speech, SpanParams()), strict=True)
+                if segment is not None
+                for part in parted(segment, span)
+            ]
+            if segments is not None
+            else []
+        )
         return ChunkAnalysis(
             index=chunk.index,
             is_last=chunk.is_last,

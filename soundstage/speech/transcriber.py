@@ -84,7 +84,7 @@ class Transcriber:
         retried = [i for i in astray if waveforms[i].duration_s >= self.params.min_retry_s]
         if retried:
             pieces = [piece for i in retried for piece in halves(waveforms[i])]
-            others, _ = self._written(pieces, None if hints is None else [hints[i] for i in retried for _ in range(2)])
+            others = self.transcribe(pieces, None if hints is None else [hints[i] for i in retried for _ in range(2)])
             for i, *pair in zip(retried, others[::2], others[1::2], strict=True):
                 segments[i] = joined(waveforms[i], pair)
         return segments

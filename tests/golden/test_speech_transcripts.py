@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from importlib.metadata import distribution
+from itertools import pairwise
 from pathlib import Path
 
 import jiwer
@@ -14,8 +15,10 @@ from numpy.typing import NDArray
 from soundstage.audio.chunks import Chunker
 from soundstage.audio.resample import decode_mono
 from soundstage.params import ChunkParams, Limits, VoiceActivityParams
+from soundstage.pipeline import Pipeline
 from soundstage.speech import shortlist, weights
 from soundstage.speech.decoding import Decoded, GreedyDecoder
+from soundstage.speech.hints import n_found
 from soundstage.speech.transcriber import Transcriber
 from soundstage.types import Waveform
 
@@ -57,6 +60,16 @@ def test_transcripts(transcriber: Transcriber, regions: list[Waveform]) -> None:
         assert segment is not None
         assert (segment.start_s, segment.end_s) == (region.start_s, region.end_s)
         assert -0.2 < segment.avg_logprob < 0
+
+
+def test_short_phrases_are_heard_in_context(transcriber: Transcriber) -> None:
+    """Region by region, "Fail again." would become "Fare again."; each region still is a segment of its own."""
+    assets = distribution(weights.DISTRIBUTION).locate_file("moonshine_voice/assets")
+    analysis = Pipeline(transcriber, None).analyze(Path(str(assets)) / "beckett.wav")
+    assert analysis.text == BECKETT
+    assert len(analysis.segments) > 3
+    for before, after in pairwise(analysis.segments):
+        assert before.end_s <= after.start_s
 
 
 def test_a_clip_alone_gives_the_tokens_that_it_gives_in_any_batch(
@@ -137,3 +150,38 @@ def test_few_sounds_that_voice_activity_lets_pass_become_text(transcriber: Trans
             regions += [chunk.waveform.between(region.start_s, region.end_s) for region in chunk.speech]
     invented = [segment for segment in transcriber.transcribe(regions) if segment is not None]
     assert len(invented) <= len(names) // 4
+
+
+@pytest.mark.shared_data
+def test_expected_names_are_written_and_others_are_not(transcriber: Transcriber, shared_data: Path) -> None:
+    """Of a printer's name, and of names that nobody says: without any loss elsewhere."""
+    with (shared_data / "ljspeech" / "meta.csv").open(encoding="utf-8", newline="") as file:
+        rows = [
+            row for row in csv.DictReader(file) if "Schoeffer" in row["transcript"] or "Pannartz" in row["transcript"]
+        ]
+    clips = [decode_mono(shared_data / "ljspeech" / "audio" / row["filename"], Limits()) for row in rows]
+    plain = [segment.text if segment else "" for segment in transcriber.transcribe(clips)]
+    names = "Sweynheim", "Pannartz", "Schoeffer"
+    led = [segment.text if segment else "" for segment in transcriber.transcribe(clips, [names] * len(clips))]
+    assert n_found(names, " ".join(led)) > n_found(names, " ".join(plain))
+    others = "Szymanowska", "Zvishavane", "Ophelia", "Aberystwyth"
+    assert [
+        segment.text if segment else "" for segment in transcriber.transcribe(clips, [others] * len(clips))
+    ] == plain
+    mixed = transcriber.transcribe(clips, [names if i % 2 else () for i in range(len(clips))])
+    assert [segment.text if segment else "" for segment in mixed] == [
+        led[i] if i % 2 else plain[i] for i in range(len(clips))
+    ]
+
+
+@pytest.mark.shared_data
+def test_a_sentence_that_is_said_nine_times_is_written_nine_times(transcriber: Transcriber, shared_data: Path) -> None:
+    """Truth that looks like a model in a loop: what takes of one line sound like."""
+    once = decode_mono(shared_data / "ljspeech" / "audio" / "LJ001-0002.flac", Limits()).samples
+    takes = Waveform(samples=np.tile(np.concatenate([once, np.zeros(3_200, np.float32)]), 9))
+    (segment,) = transcriber.transcribe([takes])
+    assert segment is not None
+    assert segment.is_retried
+    assert segment.text.lower().count("comparatively modern") == 9
+    starts_s = [word.start_s for word in segment.words]
+    assert starts_s == sorted(starts_s)

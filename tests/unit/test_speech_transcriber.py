@@ -274,6 +274,15 @@ def test_a_half_that_is_astray_too_is_dropped(folder: ModelFolder, astray: Decod
     assert nothing is None
 
 
+def test_halves_are_halved_again(folder: ModelFolder) -> None:
+    astray = Decoded(token_ids=(3, 4), avg_logprob=-0.1, has_ended=False)
+    sound = Decoded(token_ids=(5,), avg_logprob=-0.2, has_ended=True)
+    decoder = ScriptedDecoder(*[astray] * 3, *[sound] * 4)
+    (segment,) = scripted(folder, decoder).transcribe([tone(6.0)])
+    assert segment is not None
+    assert segment.text == "two two two two"
+
+
 @pytest.mark.parametrize(
     ("text", "is_ours"), [("Zoë, naïve façade: 42 %", True), ("Привет", False), ("ab 你好", False)]
 )
