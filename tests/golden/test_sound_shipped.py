@@ -65,7 +65,7 @@ def test_its_card_says_what_people_have_to_know(folder: ModelFolder) -> None:
     assert card.metrics["top1_mean"] == pytest.approx(np.mean(folds))
     assert card.metrics["top1_mean"] >= 0.90
     readme = (folder.path / "README.md").read_text(encoding="utf-8")
-    for needed in ("CC0 or CC-BY", "Piczak", "YAMNet (Apache-2.0", "LJ Speech", "Limits"):
+    for needed in ("CC0 or CC-BY", "Piczak", "YAMNet's weights", "LJ Speech", "Limits"):
         assert needed in readme
     assert len((folder.path / "training-clips.txt").read_text().split()) == 1_401
     assert (folder.path / "weights.safetensors").stat().st_size < MAX_WEIGHTS_BYTES
