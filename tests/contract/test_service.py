@@ -81,6 +81,22 @@ def test_events_are_those_of_the_command_line(service: Service, speech: bytes) -
         assert (event["start_s"], event["end_s"]) == pytest.approx((start_s, end_s), abs=0.002)
 
 
+@pytest.mark.shared_data
+def test_expected_names_are_written(service: Service, shared_data: Path) -> None:
+    """By both routes; a request without hints beside them is not touched."""
+    clip = (shared_data / "ljspeech" / "audio" / "LJ001-0027.flac").read_bytes()
+    form = {"file": ("take.flac", clip, "audio/flac")}
+    url = "/v1/audio/transcriptions"
+    asks = [
+        lambda: service.analyze(clip, "audio/flac", hints="Schoeffer").json()["text"],
+        lambda: service.analyze(clip, "audio/flac").json()["text"],
+        lambda: service.client.post(url, files=form, data={"model": "whisper-1", "prompt": "Schoeffer"}).json()["text"],
+    ]
+    with ThreadPoolExecutor(len(asks)) as pool:
+        texts = list(pool.map(lambda ask: ask(), asks))
+    assert ["Schoeffer" in text for text in texts] == [True, False, True]
+
+
 def test_silence_is_a_success_with_nothing_in_it(service: Service) -> None:
     answer = service.analyze(wav_bytes(np.zeros(5 * 16_000)))
     assert answer.status_code == 200
