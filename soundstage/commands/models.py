@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from soundstage.errors import ModelError
 from soundstage.models import registry
 from soundstage.models.registry import STABLE, ModelCard, ModelFolder, ModelKind, ModelSources
@@ -92,6 +94,9 @@ def verify(folder: ModelFolder) -> None:
 
 
 def _try(folder: ModelFolder) -> None:
+    for name, array in folder.weights().items():
+        if not np.isfinite(array).all():
+            raise ModelError(f"{folder.card.name} {folder.card.version} does not run: {name} is not finite")
     # Imported here, since TensorFlow takes seconds to load.
     if folder.card.kind == "sound":
         from soundstage.sound.listener import SoundListener  # noqa: PLC0415

@@ -72,7 +72,8 @@ def test_transcripts_are_those_of_the_transcriber(
     segments = Transcriber(folder).transcribe(regions)
     assert [text.decode() for text in answer["text"]] == [segment and segment.text for segment in segments]
     logprobs = [segment.avg_logprob for segment in segments if segment is not None]
-    np.testing.assert_allclose(answer["avg_logprob"], logprobs, atol=1e-4, rtol=0)
+    # the graph computes in float32 throughout, the transcriber in bfloat16 where that changes no text
+    np.testing.assert_allclose(answer["avg_logprob"], logprobs, atol=2e-3, rtol=0)
     assert answer["has_ended"].all()
     last = answer["token_ids"][np.arange(len(regions)), answer["n_tokens"] - 1]
     assert (last == PARAMS.end_token_id).all()
