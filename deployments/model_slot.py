@@ -32,6 +32,14 @@ class ServableModel(Protocol):
         """
         ...
 
+    def probe(self) -> None:
+        """Run once on as little as possible, to see that it still works.
+
+        Raises:
+            RuntimeError: The output is not finite.
+        """
+        ...
+
 
 ModelT = TypeVar("ModelT", bound=ServableModel)
 ResultT = TypeVar("ResultT")

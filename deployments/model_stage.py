@@ -115,7 +115,7 @@ class ModelStage(Generic[ModelT, ConfigT, InputT, OutputT]):
         Raises:
             RuntimeError: Its output is not finite.
         """
-        await self._slot.run(lambda model: model.warm_up())
+        await self._slot.run(lambda model: model.probe())
         # Ray forgets a gauge that is not set anew within 20 s or so.
         self._meter.show(self._state)
 

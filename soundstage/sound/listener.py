@@ -117,11 +117,22 @@ class SoundListener:
         Raises:
             RuntimeError: The output is not finite.
         """
-        shapes = [(self.params.n_window_samples, size) for size in _BATCH_SIZES] + [(self.params.n_step_samples, 1)]
-        for n_samples, size in shapes:
-            silence = Waveform(samples=np.zeros(n_samples, np.float32))
-            if not np.isfinite(self.listen([silence] * size)[0].scores).all():
-                raise RuntimeError(f"{self.card.name} {self.card.version} gives scores that are not finite")
+        self.probe()
+        for size in _BATCH_SIZES:
+            self._probe(self.params.n_window_samples, size)
+
+    def probe(self) -> None:
+        """Run once on the shortest waveform there is a step for.
+
+        Raises:
+            RuntimeError: The output is not finite.
+        """
+        self._probe(self.params.n_step_samples, 1)
+
+    def _probe(self, n_samples: int, size: int) -> None:
+        silence = Waveform(samples=np.zeros(n_samples, np.float32))
+        if not np.isfinite(self.listen([silence] * size)[0].scores).all():
+            raise RuntimeError(f"{self.card.name} {self.card.version} gives scores that are not finite")
 
     def listen(self, waveforms: Sequence[Waveform]) -> list[FrameScores]:
         """Scores over time and for the whole of each waveform; the same whatever else is in the batch.

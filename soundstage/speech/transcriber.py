@@ -52,7 +52,15 @@ class Transcriber:
         self._decoder = GreedyDecoder(folder.weights(), self._model_params, self.hint_params)
 
     def warm_up(self) -> None:
-        """Run once, so that the first request does not pay for it.
+        """Run once, so that the first request does not pay for it; one graph serves all lengths.
+
+        Raises:
+            RuntimeError: The output is not finite.
+        """
+        self.probe()
+
+    def probe(self) -> None:
+        """Run on a second of silence.
 
         Raises:
             RuntimeError: The output is not finite.

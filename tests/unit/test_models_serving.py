@@ -39,6 +39,9 @@ class Ears:
         if self.card.description == "breaks":
             raise RuntimeError("not finite")
 
+    def probe(self) -> None:
+        self.warm_up()
+
 
 @pytest.fixture
 def sources(tmp_path: Path) -> ModelSources:
