@@ -14,10 +14,15 @@ ModelVersion = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Transcripts:
-    """One entry for each region; None where nothing believable was said."""
+    """One entry for each region; None where nothing believable was said.
+
+    Attributes:
+        spent_s: Inside the stage, queue and model; the rest of a call's time is the way there and back.
+    """
 
     segments: tuple[Segment | None, ...]
     model: ModelVersion
+    spent_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +31,13 @@ class Scores:
 
     Attributes:
         events: How the model's scores become events.
+        spent_s: Inside the stage, queue and model; the rest of a call's time is the way there and back.
     """
 
     scores: FrameScores
     model: ModelVersion
     events: EventParams
+    spent_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

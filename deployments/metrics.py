@@ -40,6 +40,7 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 from deployments.answers import ServedModel
 from soundstage import errors
+from soundstage.pipeline import DEFAULT_MIN_SCORE, without_faint
 from soundstage.types import ChunkAnalysis, Levels
 
 LATENCY_BOUNDS_S = [
@@ -183,7 +184,7 @@ class ContentMetrics:
         for segment in analysis.segments:
             self._words.inc(len(segment.text.split()))
             _add(self._speech_s, segment.end_s - segment.start_s)
-        for event in analysis.events:
+        for event in without_faint(analysis, DEFAULT_MIN_SCORE).events:
             self._events.inc(tags={"label": event.label})
             _add(self._sound_s, event.end_s - event.start_s, label=event.label)
 

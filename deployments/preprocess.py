@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.answers import Scores, ServedModel, Transcripts
 from deployments.graph_calls import call, call_all
+from deployments.metrics import ClipMetrics, ContentMetrics, StepMetrics
 from deployments.resources import n_assigned_cores
 from deployments.settings import AppArgs, PreprocessConfig, changed
 from soundstage.pipeline import AnalysisOptions, ChunkAssembler, ClipReader, Task, regions_of
@@ -30,6 +32,9 @@ class Preprocessor:
         self._voice = voice
         self._sounds = sounds
         self._config: PreprocessConfig | None = None
+        self._steps = StepMetrics(type(self).__name__)
+        self._clips = ClipMetrics()
+        self._content = ContentMetrics("file")
         # Decoding blocks: as many clips decode at once as there are cores for it, the others wait their turn.
         self._decoders = ThreadPoolExecutor(n_assigned_cores(), thread_name_prefix="decode")
 
@@ -70,6 +75,7 @@ class Preprocessor:
         Raises:
             ServiceError: As the error table says.
         """
+        start_s = time.perf_counter()
         reader = ClipReader(audio, self._args.reading, options)
         assembler = ChunkAssembler((self._config or PreprocessConfig()).events, options.profanity)
         versions: dict[str, str] = {}
@@ -79,24 +85,36 @@ class Preprocessor:
                 async for chunk in chunks:
                     pending.append(asyncio.create_task(self._hear(chunk, options)))
                     while len(pending) >= self._args.max_chunks_in_flight or (pending and pending[0].done()):
-                        yield (await pending.popleft()).assemble(assembler, versions)
+                        yield self._counted((await pending.popleft()).assemble(assembler, versions))
                 while pending:
-                    yield (await pending.popleft()).assemble(assembler, versions)
+                    yield self._counted((await pending.popleft()).assemble(assembler, versions))
             finally:
                 for task in pending:
                     task.cancel()
-        yield replace(reader.summary, model_versions=tuple(sorted(versions.items())))
+        summary = replace(reader.summary, model_versions=tuple(sorted(versions.items())))
+        self._clips.done(audio_s=summary.duration_s, seconds=time.perf_counter() - start_s)
+        if summary.levels is not None:
+            self._content.levels(summary.levels)
+        yield summary
+
+    def _counted(self, analysis: ChunkAnalysis) -> ChunkAnalysis:
+        self._content.chunk(analysis)
+        return analysis
 
     async def _chunks(self, reader: ClipReader) -> AsyncGenerator[Chunk, None]:
         """The reader's chunks, read in a thread of their own."""
         loop = asyncio.get_running_loop()
         chunks = reader.chunks()
         try:
-            while (chunk := await loop.run_in_executor(self._decoders, next, chunks, None)) is not None:
+            while (chunk := await loop.run_in_executor(self._decoders, self._decode_next, chunks)) is not None:
                 yield chunk
         finally:
             # A thread may still be inside the generator when the client leaves; closing waits its turn behind it.
             await asyncio.shield(loop.run_in_executor(self._decoders, chunks.close))
+
+    def _decode_next(self, chunks: Iterator[Chunk]) -> Chunk | None:
+        with self._steps.timed("decode"):
+            return next(chunks, None)
 
     async def _hear(self, chunk: Chunk, options: AnalysisOptions) -> _Heard:
         """Both models at once."""
@@ -112,7 +130,8 @@ class Preprocessor:
         return _Heard(chunk, speech, sounds)
 
     async def _ask(self, stage: DeploymentHandle[Any], method: str, *payload: object, n_samples: int) -> Any:
-        return await call(
+        start_s = time.perf_counter()
+        answer = await call(
             stage,
             method,
             *payload,
@@ -120,6 +139,8 @@ class Preprocessor:
             max_inline_bytes=self._args.max_inline_bytes,
             timeout_s=self._args.deadlines.chunk_s,
         )
+        self._steps.observe("network", time.perf_counter() - start_s - answer.spent_s)
+        return answer
 
 
 async def _nothing() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ray import serve
 
@@ -40,10 +42,12 @@ class SoundClassifier(ModelStage[SoundListener, SoundConfig, Waveform, FrameScor
 
     async def listen(self, waveform: Waveform) -> Scores:
         """Frame scores and tags of one chunk."""
+        start_s = time.perf_counter()
         async with self._slot.request():
+            self._meter.steps.observe("queue", time.perf_counter() - start_s)
             answer: Scores = await self._batch(waveform)
         self._shadow.offer(waveform)
-        return answer
+        return replace(answer, spent_s=time.perf_counter() - start_s)
 
     @serve.batch(
         max_batch_size=BatchConfig().max_batch_s,
@@ -52,5 +56,7 @@ class SoundClassifier(ModelStage[SoundListener, SoundConfig, Waveform, FrameScor
     )
     async def _batch(self, items: list[Waveform]) -> list[Scores]:
         version, events = self._slot.version, self._slot.model.params.events
-        heard = await self._slot.run_batch(lambda model: model.listen(items))
+        with self._meter.batch(sum(waveform.duration_s for waveform in items)):
+            heard = await self._slot.run_batch(lambda model: model.listen(items))
+        self._meter.scores(version[1], (float(scores.tags.max()) for scores in heard))
         return [Scores(scores, version, events) for scores in heard]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ray import serve
 
@@ -47,10 +49,12 @@ class VoiceRecognizer(ModelStage[Transcriber, VoiceConfig, Speech, Segments]):
 
     async def transcribe(self, regions: Regions, hints: Hints = ()) -> Transcripts:
         """One entry for each region, in order."""
+        start_s = time.perf_counter()
         async with self._slot.request():
+            self._meter.steps.observe("queue", time.perf_counter() - start_s)
             answer: Transcripts = await self._batch((regions, hints))
         self._shadow.offer((regions, hints))
-        return answer
+        return replace(answer, spent_s=time.perf_counter() - start_s)
 
     @serve.batch(
         max_batch_size=BatchConfig().max_batch_s,
@@ -61,5 +65,8 @@ class VoiceRecognizer(ModelStage[Transcriber, VoiceConfig, Speech, Segments]):
         version = self._slot.version
         flat = [region for regions, _ in items for region in regions]
         hints = [hints for regions, hints in items for _ in regions]
-        segments = iter(await self._slot.run_batch(lambda model: model.transcribe(flat, hints)))
+        with self._meter.batch(sum(region.duration_s for region in flat)):
+            written = await self._slot.run_batch(lambda model: model.transcribe(flat, hints))
+        self._meter.scores(version[1], (math.exp(segment.avg_logprob) for segment in written if segment is not None))
+        segments = iter(written)
         return [Transcripts(tuple(next(segments) for _ in regions), version) for regions, _ in items]
