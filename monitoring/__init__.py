@@ -1,0 +1,1 @@
+"""What watches the service from outside: Prometheus, Alertmanager, the canary."""
