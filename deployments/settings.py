@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError
 
 from soundstage.models.registry import ModelSources, Name, VersionOrAlias, told
-from soundstage.params import DecodingParams, EventParams, Params, SdhParams
+from soundstage.params import DecodingParams, EventParams, Params, RemoteModelParams, SdhParams
 from soundstage.pipeline import DEFAULT_MIN_SCORE, SOUND_MODEL, SPEECH_MODEL, ReadingParams
 
 _log = logging.getLogger(__name__)
@@ -114,9 +114,14 @@ class VoiceConfig(ModelConfig):
 
 
 class SoundConfig(ModelConfig):
-    """user_config of SoundClassifier."""
+    """user_config of SoundClassifier.
+
+    Attributes:
+        remote: TensorFlow Serving, which then runs the network; None runs it in the replica.
+    """
 
     model: Name = SOUND_MODEL
+    remote: RemoteModelParams | None = None
 
 
 class PreprocessConfig(Params):

@@ -16,6 +16,7 @@ from deployments.settings import BatchConfig, SoundConfig
 from deployments.shadow import is_same_top_tag
 from soundstage.models.registry import ModelFolder
 from soundstage.sound.listener import SoundListener
+from soundstage.sound.remote import RemoteSoundListener
 from soundstage.types import FrameScores, Waveform
 
 
@@ -24,16 +25,21 @@ def audio_seconds(items: Sequence[Waveform]) -> int:
     return math.ceil(sum(waveform.duration_s for waveform in items))
 
 
-class SoundClassifier(ModelStage[SoundListener, SoundConfig, Waveform, FrameScores]):
+AnyListener = SoundListener | RemoteSoundListener
+
+
+class SoundClassifier(ModelStage[AnyListener, SoundConfig, Waveform, FrameScores]):
     """Scores what is heard in a chunk."""
 
     config_type = SoundConfig
 
-    def _load(self, folder: ModelFolder, config: SoundConfig) -> SoundListener:
+    def _load(self, folder: ModelFolder, config: SoundConfig) -> AnyListener:
+        if config.remote is not None:
+            return RemoteSoundListener(folder, config.remote)
         return SoundListener(folder, n_threads=n_assigned_cores())
 
     @staticmethod
-    def _run(model: SoundListener, request: Waveform) -> FrameScores:
+    def _run(model: AnyListener, request: Waveform) -> FrameScores:
         return model.listen([request])[0]
 
     @staticmethod

@@ -6,6 +6,7 @@ there.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -285,3 +286,19 @@ class SpanParams(Params):
     """Between them."""
     max_duration_s: float = Field(15.0, gt=0)
     """All in all."""
+
+
+class RemoteModelParams(Params):
+    """Where TensorFlow Serving runs the model.
+
+    Attributes:
+        target: HOST:PORT of its gRPC interface; dns:///HOST:PORT spreads calls over all addresses of a name.
+        deadline_s: For one batch.
+        ca_file: Certificates that the server's is checked with; None speaks without encryption.
+        max_answer_bytes: gRPC's own limit of 4 MiB is less than the scores of 20 min of audio.
+    """
+
+    target: str = Field(min_length=1)
+    deadline_s: float = Field(30.0, gt=0)
+    ca_file: Path | None = None
+    max_answer_bytes: int = Field(64 * 1024**2, gt=0)
