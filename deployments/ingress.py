@@ -13,10 +13,12 @@ from ray.serve._private import logging_utils
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
+from deployments import logs
 from deployments.answers import ServedModel
 from deployments.api.routes import create_app
 from deployments.auth import ApiKeys, is_loopback
 from deployments.graph_calls import call, stream
+from deployments.metrics import RequestMetrics
 from deployments.settings import AppArgs, IngressConfig, changed
 from soundstage.pipeline import AnalysisOptions
 from soundstage.types import ChunkAnalysis, ClipSummary, EncodedAudio
@@ -55,6 +57,7 @@ class Ingress:
 
     def __init__(self, preprocessor: DeploymentHandle[Any], args: AppArgs) -> None:
         _mend_print()
+        logs.take_over()
         self._args = args
         self._engine = GraphEngine(preprocessor, args)
         self._keys = _read_keys(args)
@@ -65,7 +68,9 @@ class Ingress:
         self._config = changed(self._config, IngressConfig, user_config)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._engine, self._args, self._keys, lambda: self._config or IngressConfig())
+        return create_app(
+            self._engine, self._args, self._keys, lambda: self._config or IngressConfig(), RequestMetrics()
+        )
 
 
 def _mend_print() -> None:

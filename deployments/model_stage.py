@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
+from deployments import logs
 from deployments.answers import Refusal, ServedModel
 from deployments.metrics import StageMetrics
 from deployments.model_slot import ModelSlot, ModelT
@@ -34,6 +35,7 @@ class ModelStage(Generic[ModelT, ConfigT, InputT, OutputT]):
     config_type: type[ConfigT]
 
     def __init__(self, sources: ModelSources) -> None:
+        logs.take_over()
         self._slot: ModelSlot[ModelT] = ModelSlot(sources)
         self._meter = StageMetrics(type(self).__name__)
         self._shadow: Shadow[ModelT, InputT, OutputT] = Shadow(

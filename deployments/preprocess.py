@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
+from deployments import logs
 from deployments.answers import Scores, ServedModel, Transcripts
 from deployments.graph_calls import call, call_all
 from deployments.metrics import ClipMetrics, ContentMetrics, StepMetrics
@@ -22,12 +24,14 @@ from soundstage.pipeline import AnalysisOptions, ChunkAssembler, ClipReader, Tas
 from soundstage.types import SAMPLE_RATE, Chunk, ChunkAnalysis, ClipSummary, EncodedAudio
 
 _BYTES_PER_SAMPLE = 4
+_log = logging.getLogger(__name__)
 
 
 class Preprocessor:
     """One clip at a time for each ongoing request; keeps nothing between them."""
 
     def __init__(self, args: AppArgs, voice: DeploymentHandle[Any], sounds: DeploymentHandle[Any]) -> None:
+        logs.take_over()
         self._args = args
         self._voice = voice
         self._sounds = sounds
@@ -92,10 +96,23 @@ class Preprocessor:
                 for task in pending:
                     task.cancel()
         summary = replace(reader.summary, model_versions=tuple(sorted(versions.items())))
-        self._clips.done(audio_s=summary.duration_s, seconds=time.perf_counter() - start_s)
+        self._ended(summary, time.perf_counter() - start_s)
+        yield summary
+
+    def _ended(self, summary: ClipSummary, seconds: float) -> None:
+        """Count and log a clip that was analysed."""
+        self._clips.done(audio_s=summary.duration_s, seconds=seconds)
         if summary.levels is not None:
             self._content.levels(summary.levels)
-        yield summary
+        models = [f"{name}@{version}" for name, version in summary.model_versions]
+        fields = {
+            "event.action": "clip",
+            "event.duration": round(seconds * 1e9),
+            "soundstage.audio_seconds": round(summary.duration_s, 3),
+            "soundstage.models": models,
+        }
+        message = "%.1f s of audio in %.3f s by %s"
+        _log.info(message, summary.duration_s, seconds, ", ".join(models) or "no model", extra=fields)
 
     def _counted(self, analysis: ChunkAnalysis) -> ChunkAnalysis:
         self._content.chunk(analysis)

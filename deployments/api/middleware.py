@@ -4,28 +4,45 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.api.responses import error_response
 from deployments.auth import ApiKeys
-from soundstage.errors import InternalError, Overloaded, ServiceError, TooLarge
+from soundstage.errors import ERRORS, InternalError, Overloaded, ServiceError, TooLarge
 
 REQUEST_ID_HEADER = "X-Request-ID"
 """Serve gives every request one, and the response the same."""
 PROTECTED_PREFIX = "/v1/"
 COSTLY_PATHS = frozenset({"/v1/analyze", "/v1/audio/transcriptions"})
 
+MAX_LOGGED_PATH = 128
+
+OK = "ok"
+CANCELLED = "cancelled"
+"""How a request ends that meets no error, and one whose client left; the other codes are those of the error table."""
+
+_CODES = {error.status_code: error.code for error in ERRORS}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _log = logging.getLogger(__name__)
 
 
+class RequestMeter(Protocol):
+    """Counts requests."""
+
+    def done(self, path: str, code: str, seconds: float) -> None:
+        """A request has ended, from its first byte to its last in so many seconds."""
+        ...
+
+
 class Gate:
-    """Lets a request in, or answers it before a byte of its body is read.
+    """Lets a request in, or answers it before a byte of its body is read; counts and logs how it ended.
 
     Args:
         app: What stands behind.
@@ -34,16 +51,25 @@ class Gate:
         max_body_bytes: A longer body is refused by its announced length, else while it is read. FastAPI's own
             max_body_size answers the first with a plain text that no handler can change.
         too_large: The answer to that.
+        meter: None counts nothing.
     """
 
     def __init__(
-        self, app: ASGIApp, *, keys: ApiKeys, max_concurrent_requests: int, max_body_bytes: int, too_large: TooLarge
+        self,
+        app: ASGIApp,
+        *,
+        keys: ApiKeys,
+        max_concurrent_requests: int,
+        max_body_bytes: int,
+        too_large: TooLarge,
+        meter: RequestMeter | None = None,
     ) -> None:
         self._app = app
         self._keys = keys
         self._max_concurrent_requests = max_concurrent_requests
         self._max_body_bytes = max_body_bytes
         self._too_large = too_large
+        self._meter = meter
         self._n_active = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,12 +81,14 @@ class Gate:
         request_id = headers.get(REQUEST_ID_HEADER, "")
         if not _REQUEST_ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        has_started = False
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        start_s = time.perf_counter()
+        status_code = 0
 
         async def send_noticed(message: Message) -> None:
-            nonlocal has_started
-            has_started = True
+            nonlocal status_code
+            status_code = message.get("status", status_code)
             await send(message)
 
         try:
@@ -71,9 +99,33 @@ class Gate:
             await error_response(e, request_id)(scope, receive, send_noticed)
         except Exception:
             _log.exception("request %s failed", request_id)
-            if has_started:
+            if status_code:
+                state["code"] = InternalError.code
                 raise
             await error_response(InternalError("unexpected"), request_id)(scope, receive, send_noticed)
+        finally:
+            self._ended(scope, status_code, time.perf_counter() - start_s)
+
+    def _ended(self, scope: Scope, status_code: int, seconds: float) -> None:
+        """Count and log; what fails after the status was sent is in the state."""
+        path: str = scope["path"]
+        if not path.startswith(PROTECTED_PREFIX):
+            return
+        outcome = OK if 200 <= status_code < 400 else _CODES.get(status_code, CANCELLED)
+        code: str = scope["state"].get("code", outcome)
+        if self._meter is not None:
+            self._meter.done(path, code, seconds)
+        fields: dict[str, Any] = {
+            "event.action": "request",
+            "event.outcome": "success" if code == OK else "failure",
+            "event.duration": round(seconds * 1e9),
+            "http.request.method": scope["method"],
+            "http.response.status_code": status_code,
+            "url.path": path[:MAX_LOGGED_PATH],
+            "error.code": None if code == OK else code,
+        }
+        message = "%s %s %d %s in %.3f s"
+        _log.info(message, scope["method"], path[:MAX_LOGGED_PATH], status_code, code, seconds, extra=fields)
 
     def _check(self, path: str, headers: Headers) -> None:
         if path.startswith(PROTECTED_PREFIX):

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+from starlette.datastructures import State
 from starlette.responses import JSONResponse, Response
 
 from deployments.api.schemas import AnalysisBody, ErrorBody, ErrorDetail
@@ -36,19 +37,21 @@ def analysis_response(analysis: Analysis, response_format: str, options: Caption
     return Response(render(analysis, response_format, options), media_type=FORMATS[response_format].media_type)
 
 
-async def ndjson(lines: AsyncIterator[str], request_id: str) -> AsyncIterator[bytes]:
-    """Each line as it comes; an error after the first byte was sent becomes the last line."""
+async def ndjson(lines: AsyncIterator[str], state: State) -> AsyncIterator[bytes]:
+    """Each line as it comes; an error after the first byte was sent becomes the last line, and the request's code."""
     try:
         async for line in lines:
             yield line.encode() + b"\n"
     except ServiceError as e:
-        yield json.dumps({"type": "error", **error_body(e, request_id)}).encode() + b"\n"
+        state.code = e.code
+        yield json.dumps({"type": "error", **error_body(e, state.request_id)}).encode() + b"\n"
 
 
-async def server_sent(events: AsyncIterator[str], request_id: str) -> AsyncIterator[bytes]:
-    """Server-sent events as OpenAI's clients read them."""
+async def server_sent(events: AsyncIterator[str], state: State) -> AsyncIterator[bytes]:
+    """Server-sent events as OpenAI's clients read them; an error as above."""
     try:
         async for event in events:
             yield b"data: " + event.encode() + b"\n\n"
     except ServiceError as e:
-        yield b"event: error\ndata: " + json.dumps(error_body(e, request_id)).encode() + b"\n\n"
+        state.code = e.code
+        yield b"event: error\ndata: " + json.dumps(error_body(e, state.request_id)).encode() + b"\n\n"

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 
 from deployments.api import openai
 from deployments.api.engine import Engine, before, collect
-from deployments.api.middleware import Gate
+from deployments.api.middleware import Gate, RequestMeter
 from deployments.api.requests import read_upload
 from deployments.api.responses import (
     EVENT_STREAM,
@@ -78,7 +78,13 @@ _AUDIO_BODY = {
 }
 
 
-def create_app(engine: Engine, args: AppArgs, keys: ApiKeys, config: Callable[[], IngressConfig]) -> FastAPI:
+def create_app(
+    engine: Engine,
+    args: AppArgs,
+    keys: ApiKeys,
+    config: Callable[[], IngressConfig],
+    meter: RequestMeter | None = None,
+) -> FastAPI:
     """The application.
 
     Args:
@@ -86,6 +92,7 @@ def create_app(engine: Engine, args: AppArgs, keys: ApiKeys, config: Callable[[]
         args: Limits and deadlines.
         keys: Who may call.
         config: What may change while the service runs; asked at each request.
+        meter: Counts requests; None counts nothing.
     """
     app = FastAPI(
         title="Soundstage",
@@ -99,6 +106,7 @@ def create_app(engine: Engine, args: AppArgs, keys: ApiKeys, config: Callable[[]
         max_concurrent_requests=args.max_concurrent_requests,
         max_body_bytes=args.reading.limits.max_upload_bytes + FORM_OVERHEAD_BYTES,
         too_large=_too_large(args),
+        meter=meter,
     )
     _add_error_handlers(app)
     _add_health(app, engine)
@@ -205,7 +213,7 @@ def _add_analyze(app: FastAPI, engine: Engine, args: AppArgs, config: Callable[[
         request_id = request.state.request_id
         if query.response_format == "ndjson":
             lines = _ndjson_lines(parts, request_id, options)
-            return StreamingResponse(ndjson(await _started(lines), request_id), media_type=NDJSON)
+            return StreamingResponse(ndjson(await _started(lines), request.state), media_type=NDJSON)
         analysis, summary = await collect(parts, request_id=request_id, language=options.language)
         captions = timecode.options(summary, title=upload.filename)
         # Captions of four hours take seconds to lay out.
@@ -244,7 +252,7 @@ def _add_transcriptions(app: FastAPI, engine: Engine, args: AppArgs, config: Cal
         request_id = request.state.request_id
         if fields.stream:
             events = await _started(openai.events(parts))
-            return StreamingResponse(server_sent(events, request_id), media_type=EVENT_STREAM)
+            return StreamingResponse(server_sent(events, request.state), media_type=EVENT_STREAM)
         analysis, _ = await collect(parts, request_id=request_id, language=options.language)
         match fields.response_format:
             case "json":
