@@ -5,7 +5,7 @@ DATA ?= ../shared/data
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
-EXTRAS := --extra cpu --extra serve --extra weights --extra build --extra train --extra export --extra monitoring
+EXTRAS := --extra cpu --extra serve --extra weights --extra build --extra train --extra export --extra microphone --extra monitoring
 COMPILE := $(UV) pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --quiet --custom-compile-command "make lock"
 
 .PHONY: help run stop test lint format bench lock clean
