@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -228,6 +229,24 @@ class LocalCluster:
             raise LocalError(f"serve deploy failed:\n{done.stdout}{done.stderr}")
         self._poll(self._is_deployed, "the service did not become ready")
 
+    def watch(self, ended: threading.Event) -> None:
+        """Wait for the event.
+
+        Raises:
+            LocalError: Ray ended before.
+        """
+        while not ended.wait(1.0):
+            if not self.is_running():
+                raise LocalError(f"Ray has ended; see {self.log_file}")
+
+    def finish(self) -> None:
+        """Take no more requests, and wait for those that are there as long as the configuration says."""
+        env = self.environment()
+        subprocess.run(  # noqa: S603
+            [shutil.which("serve", path=env["PATH"]) or "serve", "shutdown", "--yes", "--address", self.dashboard_url],
+            env=env, capture_output=True, check=False,
+        )  # fmt: skip
+
     def stop(self) -> None:
         """End the processes of this cluster, and no others.
 
@@ -393,6 +412,31 @@ Log            {cluster.log_file}
 
 Try it         soundstage analyze YOUR_FILE --format sdh_srt
 End it         make stop""")
+
+
+@app.command(
+    epilog="Example:  python -m deployments.local serve --config serve_config.yaml --state-dir /tmp/soundstage"
+)
+def serve(
+    config: Annotated[Path, typer.Option(help="A Serve configuration.")] = CONFIG,
+    state_dir: Annotated[Path, typer.Option(help="For the token and the log.")] = STATE_DIR,
+) -> None:
+    """Run the service in the foreground, as a container does, until SIGTERM or Ctrl-C; what has begun is finished."""
+    cluster = LocalCluster(state_dir=state_dir)
+    ended = threading.Event()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, lambda *_: ended.set())
+    try:
+        cluster.start()
+        cluster.deploy(config)
+        print(f"ready at {cluster.url}", flush=True)
+        cluster.watch(ended)
+        cluster.finish()
+    except LocalError as e:
+        _console.print(f"[red]{e}[/red]", highlight=False)
+        raise typer.Exit(1) from e
+    finally:
+        cluster.stop()
 
 
 @app.command(epilog="Example:  python -m deployments.local down")

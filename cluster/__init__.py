@@ -1,0 +1,1 @@
+"""Clusters, containers, continuous delivery. Talks to the running service only; imports none of it."""

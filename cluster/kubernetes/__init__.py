@@ -1,0 +1,1 @@
+"""Manifests, and what writes the generated parts of them."""
