@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from starlette.datastructures import State
 from starlette.responses import JSONResponse, Response
 
-from deployments.api.schemas import AnalysisBody, ErrorBody, ErrorDetail
+from deployments.api.schemas import AnalysisBody, DocumentBody, ErrorBody, ErrorDetail
 from soundstage.captions.formats import FORMATS, CaptionOptions, render
 from soundstage.errors import ServiceError
 from soundstage.types import Analysis
@@ -32,9 +32,22 @@ def error_response(error: ServiceError, request_id: str) -> JSONResponse:
 
 def analysis_response(analysis: Analysis, response_format: str, options: CaptionOptions) -> Response:
     """The whole analysis in one body, in any format but ndjson."""
-    if response_format == "json":
-        return Response(AnalysisBody.of(analysis).model_dump_json(), media_type="application/json")
-    return Response(render(analysis, response_format, options), media_type=FORMATS[response_format].media_type)
+    document = document_body(analysis, response_format, options)
+    return Response(document.text, media_type=document.media_type)
+
+
+def document_body(analysis: Analysis, name: str, options: CaptionOptions) -> DocumentBody:
+    """The whole analysis in any format but ndjson."""
+    if name == "json":
+        text, media_type, suffix = AnalysisBody.of(analysis).model_dump_json(), "application/json", ".json"
+    else:
+        text, media_type, suffix = render(analysis, name, options), FORMATS[name].media_type, FORMATS[name].suffix
+    return DocumentBody(format=name, media_type=media_type, suffix=suffix, text=text)
+
+
+def document_bodies(analysis: Analysis, names: Iterable[str], options: CaptionOptions) -> list[DocumentBody]:
+    """The whole analysis in each of some formats."""
+    return [document_body(analysis, name, options) for name in names]
 
 
 async def ndjson(lines: AsyncIterator[str], state: State) -> AsyncIterator[bytes]:

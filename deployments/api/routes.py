@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import Annotated
 
@@ -23,15 +24,18 @@ from deployments.api.responses import (
     EVENT_STREAM,
     NDJSON,
     analysis_response,
+    document_bodies,
     error_response,
     ndjson,
     server_sent,
 )
 from deployments.api.schemas import (
+    DOCUMENT_FORMATS,
     RESPONSE_FORMATS,
     AnalysisBody,
     AnalyzeQuery,
     ChunkBody,
+    DocumentBody,
     ErrorBody,
     ModelBody,
     ModelListBody,
@@ -54,7 +58,7 @@ from soundstage.errors import (
 )
 from soundstage.pipeline import AnalysisCollector, AnalysisOptions, Task, parse_tasks, without_faint
 from soundstage.speech.hints import hints_of_prompt, parse_hints
-from soundstage.types import ChunkAnalysis, ClipSummary
+from soundstage.types import Analysis, ChunkAnalysis, ClipSummary
 
 FORM_OVERHEAD_BYTES = 64 * 1024
 """What a form may add to the file: boundaries, part headers and the other fields."""
@@ -212,7 +216,8 @@ def _add_analyze(app: FastAPI, engine: Engine, args: AppArgs, config: Callable[[
         parts = before(_audible(engine.analyze(audio, options), min_score), deadline_s)
         request_id = request.state.request_id
         if query.response_format == "ndjson":
-            lines = _ndjson_lines(parts, request_id, options)
+            documents = partial(_documents, names=_document_names(query), timecode=timecode, title=upload.filename)
+            lines = _ndjson_lines(parts, request_id, options, documents)
             return StreamingResponse(ndjson(await _started(lines), request.state), media_type=NDJSON)
         analysis, summary = await collect(parts, request_id=request_id, language=options.language)
         captions = timecode.options(summary, title=upload.filename)
@@ -279,7 +284,26 @@ def _check(query: AnalyzeQuery, config: IngressConfig) -> TimecodeChoice:
     _options(query)
     if query.response_format not in RESPONSE_FORMATS:
         raise InvalidRequest(f"response_format={query.response_format!r}: choose from {', '.join(RESPONSE_FORMATS)}")
+    names = _document_names(query)
+    if names and query.response_format != "ndjson":
+        raise InvalidRequest("documents go with response_format=ndjson")
+    if unknown := [name for name in names if name not in DOCUMENT_FORMATS]:
+        raise InvalidRequest(f"documents: {unknown[0][:32]!r} is not one of {', '.join(DOCUMENT_FORMATS)}")
     return TimecodeChoice(start_timecode=query.start_timecode, frame_rate=query.frame_rate, sdh=config.sdh)
+
+
+def _document_names(query: AnalyzeQuery) -> list[str]:
+    """Formats that the last line carries, each once, in the order asked for."""
+    return list(dict.fromkeys(name.strip() for name in query.documents.split(",") if name.strip()))
+
+
+async def _documents(
+    analysis: Analysis, summary: ClipSummary, *, names: list[str], timecode: TimecodeChoice, title: str
+) -> list[DocumentBody]:
+    if not names:
+        return []
+    # As in analyze: captions of four hours take seconds to lay out.
+    return await asyncio.to_thread(document_bodies, analysis, names, timecode.options(summary, title=title))
 
 
 @asynccontextmanager
@@ -299,13 +323,16 @@ async def _audible(
 
 
 async def _ndjson_lines(
-    parts: AsyncIterator[ChunkAnalysis | ClipSummary], request_id: str, options: AnalysisOptions
+    parts: AsyncIterator[ChunkAnalysis | ClipSummary],
+    request_id: str,
+    options: AnalysisOptions,
+    documents: Callable[[Analysis, ClipSummary], Awaitable[list[DocumentBody]]],
 ) -> AsyncIterator[str]:
     collector = AnalysisCollector()
     async for part in parts:
         if isinstance(part, ClipSummary):
             analysis = collector.finish(part, request_id=request_id, language=options.language)
-            yield SummaryBody.of(analysis).model_dump_json()
+            yield SummaryBody.of(analysis, await documents(analysis, part)).model_dump_json()
         else:
             collector.push(part)
             yield ChunkBody.of(part).model_dump_json()

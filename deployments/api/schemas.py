@@ -17,6 +17,8 @@ Score = Annotated[float, AfterValidator(lambda value: round(value, 4)), Field(ge
 Decibels = Annotated[float, AfterValidator(lambda value: round(value, 2))]
 
 RESPONSE_FORMATS = ("json", "ndjson", *FORMATS)
+DOCUMENT_FORMATS = ("json", *FORMATS)
+"""What the last line of NDJSON may carry."""
 
 
 _EXAMPLE: JsonObject = {
@@ -179,6 +181,16 @@ class ChunkBody(Body):
         )
 
 
+class DocumentBody(Body):
+    """The analysis as a file in one of the other formats."""
+
+    format: str
+    media_type: str
+    suffix: str
+    """Of the file, after its stem."""
+    text: str
+
+
 class SummaryBody(Body):
     """The last line of NDJSON: what is known once all was heard."""
 
@@ -189,9 +201,11 @@ class SummaryBody(Body):
     tags: tuple[TagBody, ...]
     levels: LevelsBody | None
     models: dict[str, str]
+    documents: tuple[DocumentBody, ...]
+    """Those that were asked for."""
 
     @classmethod
-    def of(cls, analysis: Analysis) -> SummaryBody:
+    def of(cls, analysis: Analysis, documents: Sequence[DocumentBody] = ()) -> SummaryBody:
         """The line that ends the stream."""
         return cls(
             request_id=analysis.request_id,
@@ -200,6 +214,7 @@ class SummaryBody(Body):
             tags=_each(TagBody, analysis.tags),
             levels=levels_body(analysis.levels),
             models=dict(analysis.model_versions),
+            documents=tuple(documents),
         )
 
 
@@ -299,6 +314,9 @@ class AnalyzeQuery(BaseModel):
 
     tasks: str = Field("speech,sounds,levels", description="Any of speech, sounds, levels, separated by commas.")
     response_format: str = Field("json", description=f"One of {', '.join(RESPONSE_FORMATS)}.")
+    documents: str = Field(
+        "", description="With ndjson: formats, separated by commas, that its last line carries as documents."
+    )
     language: str | None = Field(None, description="ISO 639-1; only en so far.")
     min_score: float | None = Field(None, ge=0, le=1, description="Leave out tags and events that score less.")
     hints: str = Field("", description="Names and words that may be said, separated by commas or line ends.")

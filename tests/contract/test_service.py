@@ -120,6 +120,15 @@ def test_progress_comes_chunk_by_chunk(service: Service, speech_file: Path) -> N
     assert [segment for line in lines[:-1] for segment in line["segments"]] == whole["segments"]
 
 
+def test_one_analysis_is_written_in_every_format(service: Service, speech: bytes) -> None:
+    names = ("json", "srt", "sdh_srt", "edl", "csv")
+    answer = service.analyze(speech, response_format="ndjson", documents=",".join(names))
+    documents = {each["format"]: each["text"] for each in json.loads(answer.text.splitlines()[-1])["documents"]}
+    assert tuple(documents) == names
+    for name in names[1:]:
+        assert documents[name] == service.analyze(speech, response_format=name).text
+
+
 def test_caption_files_are_read_back(service: Service, speech: bytes) -> None:
     assert (
         "fail better"

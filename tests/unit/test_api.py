@@ -119,6 +119,44 @@ async def test_ndjson_is_a_line_a_chunk_and_a_summary(engine: KnownEngine) -> No
     assert lines[2]["tags"] == [{"label": "dog", "score": 0.97}]
 
 
+async def test_one_request_gives_progress_and_files_in_every_format(engine: KnownEngine) -> None:
+    names = ["json", *FORMATS]
+    answer = await analyze(engine, response_format="ndjson", documents=",".join(names))
+    last = json.loads(answer.text.splitlines()[-1])
+    assert len(engine.audio) == 1
+    assert [document["format"] for document in last["documents"]] == names
+    for document in last["documents"]:
+        alone = await analyze(engine, response_format=document["format"])
+        assert alone.headers["Content-Type"].startswith(document["media_type"])
+        if document["format"] != "json":
+            assert document["suffix"] == FORMATS[document["format"]].suffix
+            assert document["text"] == alone.text
+    whole = json.loads(last["documents"][0]["text"])
+    assert (whole["text"], whole["request_id"]) == ("Is anybody home?", last["request_id"])
+    assert "10:00:03:05" in last["documents"][names.index("csv")]["text"]  # timecode of the file: 3.2 s at 25
+
+
+async def test_documents_come_once_each_and_none_unasked(engine: KnownEngine) -> None:
+    answer = await analyze(engine, response_format="ndjson", documents="srt, srt,vtt,")
+    assert [each["format"] for each in json.loads(answer.text.splitlines()[-1])["documents"]] == ["srt", "vtt"]
+    answer = await analyze(engine, response_format="ndjson")
+    assert json.loads(answer.text.splitlines()[-1])["documents"] == []
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"response_format": "ndjson", "documents": "srt,pdf"}, "'pdf' is not one of json, srt"),
+        ({"response_format": "json", "documents": "srt"}, "documents go with response_format=ndjson"),
+    ],
+)
+async def test_documents_that_cannot_be_are_refused(engine: KnownEngine, params: dict[str, str], said: str) -> None:
+    answer = await analyze(engine, **params)
+    assert answer.status_code == 400
+    assert said in answer.json()["error"]["message"]
+    assert engine.audio == []
+
+
 async def test_an_error_before_the_first_line_has_its_own_status(engine: KnownEngine) -> None:
     engine.error = UnusableAudio("no sound in it")
     assert (await analyze(engine, response_format="ndjson")).status_code == 422
