@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Generic, Protocol, TypeVar
 
 from deployments.answers import ModelVersion, Refusal
+from deployments.lanes import Turns
 from soundstage.models import registry
 from soundstage.models.registry import STABLE, ModelCard, ModelFolder, ModelSources
 
@@ -53,6 +54,7 @@ class ModelSlot(Generic[ModelT]):
 
     Attributes:
         loaded: The model; None before the first.
+        turns: Who runs it next.
         refused: Why it is not the one that is wanted; None where it is.
     """
 
@@ -61,6 +63,7 @@ class ModelSlot(Generic[ModelT]):
         self.refused: Refusal | None = None
         self._sources = sources
         self._loaded_with: object = None
+        self.turns = Turns()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -115,16 +118,22 @@ class ModelSlot(Generic[ModelT]):
 
     @asynccontextmanager
     async def request(self) -> AsyncIterator[None]:
-        """Around one request: waits until no batch runs, before it enters Serve's batch queue.
+        """Around one request of a file: waits until no batch runs, before it enters Serve's batch queue.
 
         Serve closes a batch as soon as its short wait is over, and lets it queue for the model behind the one that
         runs: under load each request would be a batch of its own. Those that wait here enter the queue together
         when the model is free, so batches grow with the load and a lone request waits for nobody.
         """
+        async with self.live_request():
+            await self._is_idle.wait()
+            yield
+
+    @asynccontextmanager
+    async def live_request(self) -> AsyncIterator[None]:
+        """Around one request of a live stream, which waits in a queue of its own."""
         self._n_requests += 1
         self._is_quiet.clear()
         try:
-            await self._is_idle.wait()
             yield
         finally:
             self._n_requests -= 1
@@ -135,17 +144,18 @@ class ModelSlot(Generic[ModelT]):
         """Wait until no request is here."""
         await self._is_quiet.wait()
 
-    async def run_batch(self, work: Callable[[ModelT], ResultT]) -> ResultT:
-        """Run a batch on the model that serves, off the event loop."""
+    @asynccontextmanager
+    async def batch(self) -> AsyncIterator[None]:
+        """Around a batch of files, whose parts run one after the other."""
         self._is_idle.clear()
         try:
-            return await self.run(work)
+            yield
         finally:
             self._is_idle.set()
 
-    async def run(self, work: Callable[[ModelT], ResultT]) -> ResultT:
-        """Run something on the model that serves, off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, self.model)
+    async def run(self, work: Callable[[ModelT], ResultT], model: ModelT | None = None) -> ResultT:
+        """Run something off the event loop, on the model that serves or on one that did when a batch began."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, model or self.model)
 
 
 def _loaded(name: str, version: str, sources: ModelSources, load: Callable[[ModelFolder], ModelT]) -> ModelT:

@@ -39,8 +39,12 @@ class SoundClassifier(ModelStage[AnyListener, SoundConfig, Waveform, FrameScores
         return SoundListener(folder, n_threads=n_assigned_cores())
 
     @staticmethod
-    def _run(model: AnyListener, request: Waveform) -> FrameScores:
-        return model.listen([request])[0]
+    def _run_all(model: AnyListener, requests: Sequence[Waveform]) -> list[FrameScores]:
+        return model.listen(requests)
+
+    @staticmethod
+    def _size_s(request: Waveform) -> float:
+        return request.duration_s
 
     @staticmethod
     def _agree(one: FrameScores, other: FrameScores) -> bool:
@@ -55,6 +59,18 @@ class SoundClassifier(ModelStage[AnyListener, SoundConfig, Waveform, FrameScores
         self._shadow.offer(waveform)
         return replace(answer, spent_s=time.perf_counter() - start_s)
 
+    async def listen_live(self, waveform: Waveform, *, is_final: bool) -> Scores | None:
+        """Frame scores of one waveform of a live stream; None where a first look waited too long."""
+        start_s = time.perf_counter()
+        answer = await self._ask_live(waveform, is_final=is_final)
+        if answer is None:
+            return None
+        scores, model = answer
+        version = (model.card.name, model.card.version)
+        if is_final:
+            self._meter.scores(version[1], [float(scores.tags.max())])
+        return Scores(scores, version, model.params.events, time.perf_counter() - start_s)
+
     @serve.batch(
         max_batch_size=BatchConfig().max_batch_s,
         batch_wait_timeout_s=BatchConfig().wait_s,
@@ -62,7 +78,6 @@ class SoundClassifier(ModelStage[AnyListener, SoundConfig, Waveform, FrameScores
     )
     async def _batch(self, items: list[Waveform]) -> list[Scores]:
         version, events = self._slot.version, self._slot.model.params.events
-        with self._meter.batch(sum(waveform.duration_s for waveform in items)):
-            heard = await self._slot.run_batch(lambda model: model.listen(items))
+        heard = await self._run_files(items, [waveform.duration_s for waveform in items], self._run_all)
         self._meter.scores(version[1], (float(scores.tags.max()) for scores in heard))
         return [Scores(scores, version, events) for scores in heard]

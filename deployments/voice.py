@@ -39,9 +39,13 @@ class VoiceRecognizer(ModelStage[Transcriber, VoiceConfig, Speech, Segments]):
         return Transcriber(folder, config.decoding, n_threads=n_assigned_cores())
 
     @staticmethod
-    def _run(model: Transcriber, request: Speech) -> Segments:
-        regions, hints = request
-        return model.transcribe(regions, [hints] * len(regions))
+    def _run_all(model: Transcriber, requests: Sequence[Speech]) -> list[Segments]:
+        segments = iter(_written(model, _flat(requests)))
+        return [[next(segments) for _ in regions] for regions, _ in requests]
+
+    @staticmethod
+    def _size_s(request: Speech) -> float:
+        return sum(region.duration_s for region in request[0])
 
     @staticmethod
     def _agree(one: Segments, other: Segments) -> bool:
@@ -56,17 +60,34 @@ class VoiceRecognizer(ModelStage[Transcriber, VoiceConfig, Speech, Segments]):
         self._shadow.offer((regions, hints))
         return replace(answer, spent_s=time.perf_counter() - start_s)
 
+    async def transcribe_live(self, waveform: Waveform, hints: Hints, *, is_final: bool) -> Transcripts | None:
+        """What is said in one waveform of a live stream; None where a hypothesis waited too long."""
+        start_s = time.perf_counter()
+        answer = await self._ask_live(((waveform,), hints), is_final=is_final)
+        if answer is None:
+            return None
+        (segment,), model = answer
+        version = (model.card.name, model.card.version)
+        if is_final and segment is not None:
+            self._meter.scores(version[1], [math.exp(segment.avg_logprob)])
+        return Transcripts((segment,), version, time.perf_counter() - start_s)
+
     @serve.batch(
         max_batch_size=BatchConfig().max_batch_s,
         batch_wait_timeout_s=BatchConfig().wait_s,
         batch_size_fn=audio_seconds,
     )
     async def _batch(self, items: list[Speech]) -> list[Transcripts]:
-        version = self._slot.version
-        flat = [region for regions, _ in items for region in regions]
-        hints = [hints for regions, hints in items for _ in regions]
-        with self._meter.batch(sum(region.duration_s for region in flat)):
-            written = await self._slot.run_batch(lambda model: model.transcribe(flat, hints))
+        version, flat = self._slot.version, _flat(items)
+        written = await self._run_files(flat, [region.duration_s for region, _ in flat], _written)
         self._meter.scores(version[1], (math.exp(segment.avg_logprob) for segment in written if segment is not None))
         segments = iter(written)
         return [Transcripts(tuple(next(segments) for _ in regions), version) for regions, _ in items]
+
+
+def _flat(items: Sequence[Speech]) -> list[tuple[Waveform, Hints]]:
+    return [(region, hints) for regions, hints in items for region in regions]
+
+
+def _written(model: Transcriber, items: Sequence[tuple[Waveform, Hints]]) -> Segments:
+    return model.transcribe([region for region, _ in items], [hints for _, hints in items])

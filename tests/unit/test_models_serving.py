@@ -388,7 +388,12 @@ async def test_requests_that_wait_for_a_batch_go_on_together(sources: ModelSourc
     add(sources, "1")
     await slot.put("ears", "1", Ears)
     is_over = threading.Event()
-    batch = asyncio.create_task(slot.run_batch(lambda _: is_over.wait(10)))
+
+    async def run_batch() -> None:
+        async with slot.batch():
+            await slot.run(lambda _: is_over.wait(10))
+
+    batch = asyncio.create_task(run_batch())
     await asyncio.sleep(0)
     entered: list[int] = []
 
@@ -411,7 +416,7 @@ async def test_a_busy_replica_drops_and_no_client_waits(trial: Trial) -> None:
         trial.shadow.offer("a")
         await asyncio.sleep(0)
     # the model that serves is free all the while
-    assert await asyncio.wait_for(trial.served.run_batch(lambda model: model.card.version), 5) == "1"
+    assert await asyncio.wait_for(trial.served.run(lambda model: model.card.version), 5) == "1"
     trial.is_free.set()
     await trial.settle()
     assert trial.tally.n_dropped + len(trial.tally.compared_) == n_offered
