@@ -20,6 +20,21 @@ _PAUSE_FRAMES = 9
 """About 0.3 s: a pause between words rather than the closure of a plosive."""
 
 
+def quietest_frame(probs: NDArray[np.float32], samples: NDArray[np.float32]) -> int:
+    """The frame at which a cut harms least: where the voice is least certain and quietest, the middle of a pause.
+
+    Args:
+        probs: float32 (n_frames,), at least one.
+        samples: float32 (n_frames * FRAME_LENGTH,).
+    """
+    frames = samples.reshape(-1, FRAME_LENGTH)
+    rms = np.sqrt(np.mean(np.square(frames), axis=1, dtype=np.float64))
+    cost = probs + rms / max(float(rms.max()), 1e-9)
+    n_side = _PAUSE_FRAMES // 2
+    smooth = np.convolve(np.pad(cost, n_side, mode="edge"), np.ones(_PAUSE_FRAMES), mode="valid")
+    return int(np.argmin(smooth))
+
+
 class Chunker:
     """Cuts one stream; the same stream in other pieces gives the same chunks.
 
@@ -59,11 +74,23 @@ class Chunker:
         chunks: list[Chunk] = []
         for start in range(0, len(samples), SAMPLE_RATE):
             piece = samples[start : start + SAMPLE_RATE]
-            self._samples[self._n_samples : self._n_samples + len(piece)] = piece
-            self._n_samples += len(piece)
-            self._append_probs(self._voice_activity.push(piece))
-            chunks.extend(self._ended_chunks())
+            chunks.extend(self.push_heard(piece, self._voice_activity.push(piece)))
         return chunks
+
+    def push_heard(self, samples: NDArray[np.float32], probs: NDArray[np.float32]) -> list[Chunk]:
+        """Take in more of a stream whose voice activity somebody else listens to, from the start on.
+
+        Args:
+            samples: float32 (n_samples,), 16 kHz, at most a second. Copied.
+            probs: What VoiceActivity.push gave for them.
+
+        Returns:
+            As push does.
+        """
+        self._samples[self._n_samples : self._n_samples + len(samples)] = samples
+        self._n_samples += len(samples)
+        self._append_probs(probs)
+        return self._ended_chunks()
 
     def finish(self) -> list[Chunk]:
         """End the stream.
@@ -71,7 +98,11 @@ class Chunker:
         Returns:
             The last chunk. It is empty only where the stream was.
         """
-        self._append_probs(self._voice_activity.finish())
+        return self.finish_heard(self._voice_activity.finish())
+
+    def finish_heard(self, probs: NDArray[np.float32]) -> list[Chunk]:
+        """End a stream of push_heard, with what VoiceActivity.finish gave."""
+        self._append_probs(probs)
         chunks = self._ended_chunks()
         return [*chunks, self._take(self._n_probs, is_last=True)]
 
@@ -103,13 +134,8 @@ class Chunker:
 
     def _quietest(self, first: int, last: int) -> int:
         """The frame from first up to last at which a cut harms least: the middle of a pause."""
-        probs = self._probs[first:last]
-        frames = self._samples[first * FRAME_LENGTH : last * FRAME_LENGTH].reshape(-1, FRAME_LENGTH)
-        rms = np.sqrt(np.mean(np.square(frames), axis=1, dtype=np.float64))
-        cost = probs + rms / max(float(rms.max()), 1e-9)
-        n_side = _PAUSE_FRAMES // 2
-        smooth = np.convolve(np.pad(cost, n_side, mode="edge"), np.ones(_PAUSE_FRAMES), mode="valid")
-        return first + int(np.argmin(smooth))
+        samples = self._samples[first * FRAME_LENGTH : last * FRAME_LENGTH]
+        return first + quietest_frame(self._probs[first:last], samples)
 
     def _take(self, n_frames: int, *, is_last: bool) -> Chunk:
         """End the chunk before the frame and begin the next one there."""
