@@ -29,7 +29,7 @@ $(VENV)/dev.done: requirements-dev.lock $(VENV)/run.done
 
 lock: $(VENV)/uv.done ## Resolve the requirement locks anew
 	$(COMPILE) $(EXTRAS) -o requirements.lock
-	$(COMPILE) $(EXTRAS) --extra dev -c requirements.lock -o requirements-dev.lock
+	$(COMPILE) $(EXTRAS) --extra dev --extra nifi -c requirements.lock -o requirements-dev.lock
 
 lint: $(VENV)/dev.done ## Style, types, import arrows
 	$(BIN)/ruff format --check .
