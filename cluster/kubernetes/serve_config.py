@@ -18,6 +18,7 @@ TARGETS = {
     HERE / "base" / "serve-config.yaml": ("base",),
     HERE / "overlays" / "local" / "serve-config.yaml": ("base", "local"),
     HERE / "components" / "gpu" / "serve-config.yaml": ("base", "gpu"),
+    HERE / "components" / "tensorflow-serving" / "serve-config.yaml": ("base", "tensorflow-serving"),
 }
 """Generated patches, and the files under serve/ that are laid over serve_config.yaml in turn."""
 PLAIN = {
