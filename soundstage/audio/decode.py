@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, Protocol
 
 import av
 import numpy as np
@@ -107,6 +107,8 @@ _CODECS = frozenset(
         "s302m",
     )
 )
+_GROWING = frozenset({"ogg", "matroska"})
+_GROWING_CODECS = frozenset({"opus", "libopus"})
 _INTEGER_SCALE = {"s16": 2.0**-15, "s32": 2.0**-31}
 
 _BLOCK_S = 0.5
@@ -211,7 +213,7 @@ def decode_pcm(
         InvalidRequest: The bytes are no whole number of samples.
     """
     dtype = np.dtype(_PCM_DTYPES[encoding])
-    _check_whole(len(data), dtype.itemsize * n_channels)
+    _check_whole(len(data), pcm_frame_bytes(encoding, n_channels))
     samples = np.frombuffer(data, dtype).reshape(-1, n_channels).astype(np.float32)
     if dtype.kind == "i":
         samples *= np.float32(_INTEGER_SCALE["s16"])
@@ -259,7 +261,21 @@ class _MemoryFile(io.RawIOBase):
 _File = BinaryIO | _MemoryFile
 
 
-def _check_format(info: SourceInfo, limits: Limits, rate_error: type[InvalidRequest | UnusableAudio]) -> None:
+class GrowingFile(Protocol):
+    """A file that is still being written; it cannot be sought in."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most so many bytes, as soon as there is one; none at the end."""
+        ...
+
+
+def check_format(info: SourceInfo, limits: Limits, rate_error: type[InvalidRequest | UnusableAudio]) -> None:
+    """Refuse what lies outside the limits.
+
+    Raises:
+        TooLarge: Too many channels or seconds.
+        InvalidRequest, UnusableAudio: The rate, with `rate_error`.
+    """
     if info.n_channels > limits.max_channels:
         raise TooLarge(f"{info.n_channels} channels are more than the {limits.max_channels} accepted; send fewer")
     if not limits.min_sample_rate <= info.sample_rate <= limits.max_sample_rate:
@@ -282,15 +298,29 @@ def _within(blocks: Iterator[AudioBlock], limits: Limits) -> Iterator[AudioBlock
         n_samples += len(block.samples)
         if n_samples > limits.max_duration_s * block.sample_rate:
             _refuse_length(limits)
-        # NaN fails each comparison.
-        if not (block.samples.max() <= _MAX_MAGNITUDE and block.samples.min() >= -_MAX_MAGNITUDE):
-            raise UnusableAudio("the audio holds samples that are not finite or far beyond full scale; export it anew")
+        check_samples(block)
         yield block
     if not n_samples:
         raise UnusableAudio("the file holds no audio samples; was the recording stopped before it began?")
 
 
+def check_samples(block: AudioBlock) -> None:
+    """Refuse what is no audio.
+
+    Raises:
+        UnusableAudio: Samples that are not finite or far beyond full scale.
+    """
+    # NaN fails each comparison.
+    if not (block.samples.max() <= _MAX_MAGNITUDE and block.samples.min() >= -_MAX_MAGNITUDE):
+        raise UnusableAudio("the audio holds samples that are not finite or far beyond full scale; export it anew")
+
+
 # Raw PCM
+
+
+def pcm_frame_bytes(encoding: PcmEncoding, n_channels: int) -> int:
+    """Size of one sample of all channels."""
+    return np.dtype(_PCM_DTYPES[encoding]).itemsize * n_channels
 
 
 def _open_pcm(source: EncodedAudio, data: memoryview, usual: PcmEncoding, limits: Limits) -> DecodedAudio:
@@ -302,7 +332,7 @@ def _open_pcm(source: EncodedAudio, data: memoryview, usual: PcmEncoding, limits
     encoding = source.encoding or usual
     if encoding not in _PCM_DTYPES:
         raise InvalidRequest(f"{encoding!r} is no accepted encoding; use one of {', '.join(_PCM_DTYPES)}")
-    frame_bytes = np.dtype(_PCM_DTYPES[encoding]).itemsize * n_channels
+    frame_bytes = pcm_frame_bytes(encoding, n_channels)
     info = SourceInfo(
         container="pcm",
         codec=encoding,
@@ -310,7 +340,7 @@ def _open_pcm(source: EncodedAudio, data: memoryview, usual: PcmEncoding, limits
         n_channels=n_channels,
         duration_s=len(data) / frame_bytes / max(1, source.sample_rate),
     )
-    _check_format(info, limits, InvalidRequest)
+    check_format(info, limits, InvalidRequest)
     _check_whole(len(data), frame_bytes)
     block_bytes = math.ceil(_BLOCK_S * info.sample_rate) * frame_bytes
     blocks = (
@@ -332,7 +362,7 @@ class _Promise:
     Attributes:
         demuxer: FFmpeg's name, or several of which FFmpeg chooses.
         is_exact: The duration in the header was counted, not estimated from the bit rate.
-        is_open_ended: A WAV file whose length was not known when its header was written.
+        is_open_ended: A WAV file whose length was not known when its header was written, or a live stream.
     """
 
     demuxer: str
@@ -411,11 +441,57 @@ def _refuse_reference(*_: object) -> NoReturn:
 @contextmanager
 def _open_container(file: _File, limits: Limits) -> Iterator[DecodedAudio]:
     promise = _sniff(file)
+    with _opened(file, promise, {}) as container:
+        stream, info = _describe(container, promise, limits)
+        blocks = _joined(_timeline(container, stream, info, promise), info.sample_rate)
+        yield DecodedAudio(info, _within(blocks, limits))
+
+
+@contextmanager
+def open_growing(file: GrowingFile, head: bytes, limits: Limits) -> Iterator[DecodedAudio]:
+    """Open Opus in Ogg or WebM that is still being written.
+
+    No more is read than what the next block needs, and each block is handed out as soon as it is decoded. Timestamps
+    that leave something out stand for silence.
+
+    Args:
+        file: Its `read` waits for the next bytes, and gives none at the end.
+        head: Its first bytes, at least four, which `read` gives again.
+        limits: Held while the blocks are read.
+
+    Yields:
+        The source, as from open_audio; its blocks last as long as a packet.
+
+    Raises:
+        TooLarge: Too many channels or seconds.
+        UnsupportedMedia: Another container or codec.
+        UnusableAudio: Damaged, without an audio stream, or with a changing format.
+    """
+    demuxer = next((name for pattern, name in _MAGIC if name in _GROWING and pattern.match(head + b"\0")), None)
+    if demuxer is None:
+        raise UnsupportedMedia("the stream is neither Ogg nor WebM; send Opus in one of them, or PCM by its encoding")
+    promise = _Promise(demuxer, is_exact=False, is_open_ended=True)
+    # What FFmpeg has to know is in the headers: it need not wait for seconds of audio to guess it.
+    with _opened(file, promise, {"probesize": "32", "analyzeduration": "0"}) as container:
+        stream, info = _describe(container, promise, limits)
+        if info.codec not in _GROWING_CODECS:
+            raise UnsupportedMedia(f"the stream's codec is {info.codec!r}; send Opus, or PCM by its encoding")
+        blocks = (
+            AudioBlock(samples=samples, sample_rate=info.sample_rate)
+            for samples in _timeline(container, stream, info, promise)
+            if len(samples)
+        )
+        yield DecodedAudio(info, _within(blocks, limits))
+
+
+@contextmanager
+def _opened(file: _File | GrowingFile, promise: _Promise, more_options: dict[str, str]) -> Iterator[InputContainer]:
     demuxer = promise.demuxer
     options = {
         "format_whitelist": _FAMILIES.get(demuxer, demuxer),
         "protocol_whitelist": "none",
         "codec_whitelist": ",".join(sorted(_CODECS)),
+        **more_options,
     }
     try:
         container = av.open(
@@ -431,9 +507,7 @@ def _open_container(file: _File, limits: Limits) -> Iterator[DecodedAudio]:
             raise UnsupportedMedia(f"this is no audio that can be read; send {ACCEPTED}") from e
         raise UnusableAudio(f"the {demuxer} file is damaged or cut short: its header cannot be read") from e
     with container:
-        stream, info = _describe(container, promise, limits)
-        blocks = _joined(_timeline(container, stream, info, promise), info.sample_rate)
-        yield DecodedAudio(info, _within(blocks, limits))
+        yield container
 
 
 def _describe(container: InputContainer, promise: _Promise, limits: Limits) -> tuple[AudioStream, SourceInfo]:
@@ -468,7 +542,7 @@ def _describe(container: InputContainer, promise: _Promise, limits: Limits) -> t
         time_reference_s=int(time_reference) / context.sample_rate if time_reference.isdecimal() else None,
         frame_rate=pictures[0].average_rate if pictures else None,
     )
-    _check_format(info, limits, UnusableAudio)
+    check_format(info, limits, UnusableAudio)
     return stream, info
 
 
@@ -531,7 +605,7 @@ def _timeline(
             start_s = frame.time if start_s is None else start_s
             n_missing = round((frame.time - start_s) * rate) - n_samples
             if n_missing > _MAX_GAP_S * rate:
-                if info.container not in _TIMED | _SELF_SYNCHRONISING:
+                if info.container not in _TIMED | _SELF_SYNCHRONISING and not promise.is_open_ended:
                     raise UnusableAudio(
                         f"the {info.container} file is damaged: {n_missing / rate:.2f} s of audio are missing within it"
                     )
