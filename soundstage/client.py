@@ -134,15 +134,9 @@ class ServiceClient:
         params: ClientParams | None = None,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        self.url = url.rstrip("/")
+        self.url = checked_url(url)
         self._params = params or ClientParams()
         self._sleep = sleep
-        try:
-            parsed = httpx.URL(self.url)
-        except httpx.InvalidURL as e:
-            raise ValueError(f"{url!r} is not a URL: {e}") from e
-        if parsed.scheme not in {"http", "https"} or not parsed.host:
-            raise ValueError(f"{url!r} is not a URL of a service; give one like http://127.0.0.1:8000")
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
             timeout=httpx.Timeout(self._params.read_timeout_s, connect=self._params.connect_timeout_s),
@@ -227,20 +221,20 @@ class ServiceClient:
                     case "summary":
                         return _finished(collector, _SUMMARY.validate_python(part))
                     case "error":
-                        raise _service_error(part["error"])
+                        raise service_error(part["error"])
             except (ValueError, KeyError, TypeError, ValidationError) as e:
                 raise ServiceError(f"{self.url} answered what this version of soundstage does not understand") from e
         raise _Interrupted("the connection ended before the answer did")
 
     def _error(self, response: httpx.Response) -> ServiceError:
         try:
-            error = _service_error(response.json()["error"])
+            error = service_error(response.json()["error"])
         except (ValueError, KeyError, TypeError):
             text = f"{self.url} answered {response.status_code} {response.reason_phrase}"
             error = (Overloaded if response.status_code in _BUSY else ServiceError)(text)
         if isinstance(error, Overloaded):
             error = _Busy(error.detail)
-            error.wait_s = _retry_after_s(response.headers.get("Retry-After"))
+            error.wait_s = retry_after_s(response.headers.get("Retry-After"))
         return error
 
     def _wait_s(self, attempt: int, error: Exception) -> float:
@@ -260,6 +254,21 @@ class ServiceClient:
         return ServiceError(f"{self.url} hung up {n_attempts} times ({_reason(error)})")
 
 
+def checked_url(url: str) -> str:
+    """The URL of a service, without a slash at its end.
+
+    Raises:
+        ValueError: It is not one of HTTP.
+    """
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as e:
+        raise ValueError(f"{url!r} is not a URL: {e}") from e
+    if parsed.scheme not in {"http", "https"} or not parsed.host:
+        raise ValueError(f"{url!r} is not a URL of a service; give one like http://127.0.0.1:8000")
+    return url.rstrip("/")
+
+
 class _Busy(Overloaded):
     """An Overloaded that knows how long the service asked to wait."""
 
@@ -271,7 +280,8 @@ def _finished(collector: AnalysisCollector, line: _SummaryLine) -> Analysis:
     return collector.finish(summary, request_id=line.request_id, language=line.language)
 
 
-def _service_error(error: JsonObject) -> ServiceError:
+def service_error(error: JsonObject) -> ServiceError:
+    """The error of an answer's "error" object, as the class of its code."""
     return _ERRORS_BY_CODE.get(error["code"], ServiceError)(str(error["message"]))
 
 
@@ -285,7 +295,7 @@ def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
         yield rest
 
 
-def _retry_after_s(header: str | None) -> float:
+def retry_after_s(header: str | None) -> float:
     """Seconds that Retry-After names. Source: RFC 9110, 10.2.3: a number of seconds or a date."""
     if header is None:
         return 0.0

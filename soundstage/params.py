@@ -302,3 +302,59 @@ class RemoteModelParams(Params):
     deadline_s: float = Field(30.0, gt=0)
     ca_file: Path | None = None
     max_answer_bytes: int = Field(64 * 1024**2, gt=0)
+
+
+class LiveParams(Params):
+    """How a live stream is followed. What was measured for each number is told in docs/live.md."""
+
+    voice_activity: VoiceActivityParams = VoiceActivityParams(min_silence_s=0.4)
+    """An utterance ends after min_silence_s; its audio is known, and written down, after padding_s already."""
+    max_utterance_s: float = Field(15.0, gt=1)
+    """A longer one is cut where the voice is least certain in its second half."""
+    context: SpanParams = SpanParams()
+    """What was said before, and is heard again so that the final is written in its context."""
+    first_hypothesis_s: float = Field(0.4, gt=0)
+    """After the voice begins."""
+    hypothesis_interval_s: float = Field(0.5, gt=0)
+    """New audio for each further one."""
+    max_hypothesis_s: float = Field(5.0, gt=1)
+    """Audio that a hypothesis is made from; what lies before is committed."""
+    n_tentative_words: int = Field(1, ge=0)
+    """The last words of a hypothesis, which may be cut off, are never committed."""
+    look_s: float = Field(5.0, gt=0)
+    """Audio that an early sound is looked for in."""
+    look_interval_s: float = Field(0.48, gt=0)
+    """New audio for each look."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.voice_activity.padding_s > self.voice_activity.min_silence_s:
+            raise ValueError("an utterance must not end before its padding is heard")
+        return self
+
+
+class LiveClientParams(Params):
+    """How a client of a live stream holds on to it."""
+
+    connect_timeout_s: float = Field(5.0, gt=0)
+    n_first_attempts: int = Field(6, ge=1)
+    """Until the first stream begins; with the waits below it takes 13 s to give up."""
+    n_attempts: int = Field(60, ge=1)
+    """Without any audio heard in between, once it has begun: about five minutes."""
+    first_wait_s: float = Field(0.5, ge=0)
+    """Doubles with every attempt."""
+    max_wait_s: float = Field(5.0, ge=0)
+    n_resumes: int = Field(4, ge=1)
+    """Attempts at a service that does not know the stream: another replica of it may."""
+    ping_s: float = Field(10.0, gt=0)
+    """Of silence of the connection, and as long again for the answer: one that is half open is found out in 20 s."""
+    max_ahead_s: float = Field(20.0, gt=1)
+    """Audio that is sent beyond what the service has told of: else minutes of it would lie in buffers on the way."""
+    max_history_s: float = Field(30.0, gt=0)
+    """Audio that is kept behind it, from the end of the last final on: what a new stream would have to hear again."""
+    max_unsent_s: float = Field(60.0, gt=0)
+    """Audio that waits to be heard; a source that cannot wait loses what is older."""
+    progress_s: float = Field(10.0, gt=0)
+    """Of audio heard beyond the last failure until failures are counted from one again."""
+    handover_s: float = Field(5.0, ge=0)
+    """How long a stream on a server that is going down may go on until a pause, where it is parted."""
