@@ -321,10 +321,16 @@ class LiveParams(Params):
     """Audio that a hypothesis is made from; what lies before is committed."""
     n_tentative_words: int = Field(1, ge=0)
     """The last words of a hypothesis, which may be cut off, are never committed."""
-    look_s: float = Field(5.0, gt=0)
+    look_s: float = Field(4.8, gt=0)
     """Audio that an early sound is looked for in."""
     look_interval_s: float = Field(0.48, gt=0)
     """New audio for each look."""
+    max_news_s: float = Field(3.0, gt=0)
+    """A sound that ended longer ago is not told of early."""
+    sound_hangover_s: float = Field(0.64, ge=0)
+    """A sound that is not heard for so long has ended."""
+    same_sound_s: float = Field(1.5, ge=0)
+    """An early sound within so much of a confirmed one is the same."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

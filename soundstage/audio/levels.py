@@ -16,7 +16,7 @@ from soundstage.types import AudioBlock, Levels, Region
 _FULL_SCALE = 32_767 / 32_768
 """The largest value of 16 bits, which every deeper format passes where it clips."""
 
-_NOTHING_LUFS = -70.0
+NOTHING_LUFS = -70.0
 """FFmpeg shows the absolute gate where no block passed it. Source: ITU-R BS.1770-5, annex 1."""
 
 _SHORT_TERM_S = 3.0
@@ -77,8 +77,8 @@ class LevelMeter:
             raise ValueError("no audio was pushed")
         sample_rate, n_channels = self._format
         self._add_silence(self._n_samples)
-        lufs = float(self._metadata.get("lavfi.r128.I", _NOTHING_LUFS))
-        is_measured = lufs > _NOTHING_LUFS
+        lufs = float(self._metadata.get("lavfi.r128.I", NOTHING_LUFS))
+        is_measured = lufs > NOTHING_LUFS
         has_range = is_measured and self._n_samples >= _SHORT_TERM_S * sample_rate
         loudness_range = float(self._metadata["lavfi.r128.LRA"]) if has_range else None
         # Peaks are reported every 100 ms: silence brings out those of the last part, but must not count as loudness.
@@ -88,8 +88,8 @@ class LevelMeter:
         return Levels(
             integrated_lufs=lufs if is_measured else None,
             loudness_range_lu=loudness_range,
-            true_peak_dbtp=_to_db(max(self._peak, *true_peaks)),
-            sample_peak_dbfs=_to_db(self._peak),
+            true_peak_dbtp=to_db(max(self._peak, *true_peaks)),
+            sample_peak_dbfs=to_db(self._peak),
             n_clipped_samples=self._n_clipped,
             silence=tuple(self._silence),
             n_channels=n_channels,
@@ -103,14 +103,18 @@ class LevelMeter:
         )
         frame.sample_rate, frame.time_base = sample_rate, Fraction(1, sample_rate)
         self._graph.push(frame)
-        last = None
+        measured: AudioFrame | None = None
         while True:
             try:
-                last = self._graph.pull()
+                measured = self._graph.pull()
             except (BlockingIOError, EOFError):
                 break
-        if last is not None:
-            self._metadata = last.metadata
+            self._note(measured)
+        if measured is not None:
+            self._metadata = measured.metadata
+
+    def _note(self, measured: AudioFrame) -> None:
+        """The next 100 ms are measured, with all that came before."""
 
     def _count_clipped(self, magnitude: NDArray[np.float32]) -> None:
         is_full = np.concatenate([self._before, magnitude >= _FULL_SCALE])
@@ -141,7 +145,8 @@ class LevelMeter:
             self._silence.append(Region(start_s=start / sample_rate, end_s=end / sample_rate))
 
 
-def _to_db(magnitude: float) -> float | None:
+def to_db(magnitude: float) -> float | None:
+    """dBFS; None for digital silence."""
     return float(20 * np.log10(magnitude)) if magnitude > 0 else None
 
 

@@ -71,6 +71,11 @@ class EventTracker:
         self._ended: dict[str, _Ended] = {}
         self._last_end_s: dict[str, float] = {}
 
+    @property
+    def held_labels(self) -> frozenset[str]:
+        """Of events that still go on, or may after a short gap, and are not told yet."""
+        return frozenset(self._running.keys() | self._ended.keys())
+
     def push(self, scores: FrameScores, *, is_last: bool) -> list[SoundEvent]:
         """Take the next chunk's scores.
 

@@ -1,0 +1,54 @@
+"""The newest part of a stream, in an array that does not grow."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Recent:
+    """Values of a stream, addressed by how many came before them.
+
+    Args:
+        n_most: How many are kept at most.
+
+    Attributes:
+        end: How many came so far.
+    """
+
+    def __init__(self, n_most: int) -> None:
+        self._values = np.empty(n_most, np.float32)
+        self._start = 0  # of the array in the stream
+        self._kept = 0
+        self.end = 0
+
+    def append(self, values: NDArray[np.float32]) -> None:
+        """Take in the next values; where there is no room, what was forgotten makes it.
+
+        Raises:
+            ValueError: More are kept than there is room for.
+        """
+        if self.end + len(values) - self._start > len(self._values):
+            n_kept = self.end - self._kept
+            if n_kept + len(values) > len(self._values):
+                raise ValueError(f"{n_kept + len(values)} values do not fit into {len(self._values)}")
+            first = self._kept - self._start
+            self._values[:n_kept] = self._values[first : first + n_kept].copy()
+            self._start = self._kept
+        at = self.end - self._start
+        self._values[at : at + len(values)] = values
+        self.end += len(values)
+
+    def forget(self, before: int) -> None:
+        """Let go of the values before a place."""
+        self._kept = max(self._kept, min(before, self.end))
+
+    def between(self, first: int, last: int) -> NDArray[np.float32]:
+        """A copy of the values from a place on and before another, as far as they came.
+
+        Raises:
+            ValueError: They are gone.
+        """
+        if first < self._kept:
+            raise ValueError(f"values before {self._kept} are gone, {first} among them")
+        return self._values[first - self._start : max(first, min(last, self.end)) - self._start].copy()

@@ -1,0 +1,248 @@
+"""What is heard in a stream: at once as far as the newest seconds tell, and for good once their context is known.
+
+The state of one stream, which knows neither models nor networks. Final jobs are the chunks that a file would be cut
+into, and what they say for good are the events of that file. Early sounds come from looks at the newest seconds, each
+turned into events by the same rules; a look is asked for when the one before is answered.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from soundstage.audio.chunks import Chunker
+from soundstage.audio.recent import Recent
+from soundstage.live.events import ListenJob, Sound, StreamOptions
+from soundstage.params import EventParams, LiveParams
+from soundstage.pipeline import ChunkAssembler, ReadingParams, without_faint
+from soundstage.sound.events import EventTracker
+from soundstage.types import SAMPLE_RATE, Chunk, FrameScores, SoundEvent, Waveform
+
+_SILENCE = "silence"
+"""Is no sound that starts; a file tells of it, so it may be confirmed."""
+
+
+@dataclass(slots=True)
+class _Early:
+    """A sound that was told of and is not settled.
+
+    Attributes:
+        event: As the newest look that heard it has it.
+        has_ended: That was told.
+    """
+
+    sound: int
+    event: SoundEvent
+    has_ended: bool = False
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A chunk whose scores were asked for."""
+
+    chunk: Chunk
+    scores: FrameScores | None = None
+    model_events: EventParams | None = None
+
+
+class SoundStream:
+    """What is heard in one stream.
+
+    Args:
+        options: What the client wants to know.
+        params: How a stream is followed.
+        reading: How a file is cut.
+        events: How scores become events, whatever the model says; None for what each model was given.
+        next_number: Numbers jobs.
+    """
+
+    def __init__(
+        self,
+        options: StreamOptions,
+        params: LiveParams,
+        reading: ReadingParams,
+        events: EventParams | None,
+        next_number: Callable[[], int],
+    ) -> None:
+        self._options = options
+        self._params = params
+        self._events = events
+        self._next_number = next_number
+        self._chunker = Chunker(reading.chunks, reading.voice_activity)
+        self._assembler = ChunkAssembler(events)
+        self._samples = Recent(round((params.look_s + 2) * SAMPLE_RATE))
+        self._new_jobs: list[ListenJob] = []
+        self._asked: dict[int, _Asked] = {}
+        self._waiting: deque[_Asked] = deque()
+        self._look: int | None = None  # number of the job in flight
+        self._looked_end = 0
+        self._early: list[_Early] = []
+        self._settled_s: dict[str, float] = {}  # until when each label is confirmed
+        self._n_sounds = 0
+        self._is_finished = False
+        self.n_confirmed = 0
+
+    def push(self, samples: NDArray[np.float32], probs: NDArray[np.float32]) -> None:
+        """Take in more of the stream.
+
+        Args:
+            samples: float32 (n_samples,), 16 kHz, at most a second.
+            probs: What VoiceActivity.push gave for them.
+        """
+        self._samples.append(samples)
+        self._samples.forget(self._samples.end - round(self._params.look_s * SAMPLE_RATE))
+        self._ask(self._chunker.push_heard(samples, probs))
+
+    def finish(self, probs: NDArray[np.float32]) -> None:
+        """The stream has ended, with what VoiceActivity.finish gave."""
+        self._ask(self._chunker.finish_heard(probs))
+        self._is_finished = True
+
+    def jobs(self) -> list[ListenJob]:
+        """What is to be listened to now, finals first."""
+        jobs, self._new_jobs = self._new_jobs, []
+        look = self._next_look()
+        return [*jobs, look] if look else jobs
+
+    def answer(self, job: ListenJob, scores: FrameScores | None, model_events: EventParams | None) -> list[Sound]:
+        """Take in the scores of a job; of a look that was dropped there are none."""
+        asked = self._asked.pop(job.number, None)
+        if asked is None:
+            return self._looked(job, scores, model_events)
+        assert scores is not None, "the scores of a chunk are never dropped"
+        asked.scores, asked.model_events = scores, model_events
+        told: list[Sound] = []
+        while self._waiting and self._waiting[0].scores is not None:
+            told += self._confirm(self._waiting.popleft())
+        return told
+
+    def drop(self, job: ListenJob) -> None:
+        """A look will not be answered; the next one may be asked for."""
+        if self._look == job.number:
+            self._look = None
+
+    @property
+    def n_asked(self) -> int:
+        """Chunks that were asked for and not answered."""
+        return len(self._asked)
+
+    @property
+    def waits_since_s(self) -> float | None:
+        """When the first chunk ended whose scores are not there; None where all are."""
+        return self._waiting[0].chunk.waveform.end_s if self._waiting else None
+
+    @property
+    def now_heard(self) -> list[tuple[int, SoundEvent]]:
+        """Number and event of each sound that is not settled, as the newest looks have it."""
+        return [(early.sound, early.event) for early in self._early]
+
+    def _ask(self, chunks: list[Chunk]) -> None:
+        for chunk in chunks:
+            asked = _Asked(chunk)
+            self._waiting.append(asked)
+            job = ListenJob(number=self._next_number(), is_final=True, waveform=chunk.waveform)
+            self._asked[job.number] = asked
+            self._new_jobs.append(job)
+
+    def _next_look(self) -> ListenJob | None:
+        end = self._samples.end
+        is_due = end - self._looked_end >= round(self._params.look_interval_s * SAMPLE_RATE)
+        if self._look is not None or self._is_finished or not is_due:
+            return None
+        first = max(0, end - round(self._params.look_s * SAMPLE_RATE))
+        waveform = Waveform(samples=self._samples.between(first, end), start_s=first / SAMPLE_RATE)
+        job = ListenJob(number=self._next_number(), is_final=False, waveform=waveform)
+        self._look, self._looked_end = job.number, end
+        return job
+
+    def _looked(self, job: ListenJob, scores: FrameScores | None, model_events: EventParams | None) -> list[Sound]:
+        """What a look says of the sounds that are heard now."""
+        if self._look != job.number:
+            return []
+        self._look = None
+        if scores is None:
+            return []
+        params = self._events or model_events or self._assembler.tracker.params
+        now_s = job.waveform.end_s
+        heard = [
+            replace(event, start_s=min(event.start_s, now_s), end_s=min(event.end_s, now_s))
+            for event in EventTracker(params).push(scores, is_last=True)
+            if event.score >= self._options.min_score and event.label != _SILENCE
+        ]
+        told: list[Sound] = []
+        for early in self._early:
+            own = [event for event in heard if _is_same(event, early.event, params.of(event.label).max_gap_s)]
+            heard = [event for event in heard if event not in own]
+            told += self._go_on(early, own, now_s)
+        for event in heard:
+            settled_s = self._settled_s.get(event.label, 0.0)
+            if event.end_s > max(settled_s, now_s - self._params.max_news_s):
+                told += self._begin(replace(event, start_s=max(event.start_s, settled_s)), now_s)
+        return told
+
+    def _begin(self, event: SoundEvent, now_s: float) -> list[Sound]:
+        early = _Early(self._n_sounds, event)
+        self._n_sounds += 1
+        self._early.append(early)
+        return [_told(early.sound, "started", event, ends=False), *self._go_on(early, [event], now_s)]
+
+    def _go_on(self, early: _Early, own: list[SoundEvent], now_s: float) -> list[Sound]:
+        """Take in what the newest look says of a sound that was told of; nothing where it is heard no more."""
+        if own:
+            score, end_s = max(event.score for event in own), max(event.end_s for event in own)
+            score, end_s = max(score, early.event.score), max(end_s, early.event.start_s)
+            early.event = replace(early.event, score=score, end_s=end_s)
+        # The newest step knows nothing of what follows it, and may miss what goes on.
+        if early.has_ended or early.event.end_s > now_s - self._params.sound_hangover_s:
+            return []
+        early.has_ended = True
+        return [_told(early.sound, "ended", early.event)]
+
+    def _confirm(self, asked: _Asked) -> list[Sound]:
+        """The next chunk's scores are there: tell what ended for certain, and take back what it knows nothing of."""
+        chunk, told = asked.chunk, list[Sound]()
+        part = self._assembler.push(chunk, None, asked.scores, asked.model_events)
+        for event in without_faint(part, self._options.min_score).events:
+            own = [early for early in self._early if _is_same(event, early.event, self._params.same_sound_s)]
+            self._early = [early for early in self._early if early not in own]
+            if not own:
+                own = [_Early(self._n_sounds, event)]
+                self._n_sounds += 1
+            told.append(_told(own[0].sound, "confirmed", event))
+            # The same sound may have been told of twice.
+            told += [_told(early.sound, "withdrawn", early.event) for early in own[1:]]
+            self._settled_s[event.label] = event.end_s
+            self.n_confirmed += 1
+        held = self._assembler.tracker.held_labels
+        known_s = chunk.waveform.end_s - self._params.same_sound_s
+        gone = [
+            early
+            for early in self._early
+            if chunk.is_last or (early.has_ended and early.event.end_s < known_s and early.event.label not in held)
+        ]
+        self._early = [early for early in self._early if early not in gone]
+        return told + [_told(early.sound, "withdrawn", early.event) for early in gone]
+
+
+def _is_same(one: SoundEvent, other: SoundEvent, max_gap_s: float) -> bool:
+    """Whether two events may be one sound."""
+    gap_s = max(one.start_s, other.start_s) - min(one.end_s, other.end_s)
+    return one.label == other.label and gap_s <= max_gap_s
+
+
+def _told(
+    sound: int, state: Literal["started", "ended", "confirmed", "withdrawn"], event: SoundEvent, *, ends: bool = True
+) -> Sound:
+    return Sound(
+        sound=sound,
+        state=state,
+        label=event.label,
+        score=event.score,
+        start_s=event.start_s,
+        end_s=event.end_s if ends else None,
+    )
