@@ -1,0 +1,72 @@
+"""Writes what Grafana provisions: `python -m dashboards`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from dashboards.boards import BOARDS
+from dashboards.panels import SCRAPE_INTERVAL, as_json
+
+OUTPUT = Path(__file__).parent / "grafana"
+RAY_DASHBOARDS = "/tmp/ray/session_latest/metrics/grafana/dashboards"  # noqa: S108  # where Ray's head node writes them
+
+_DATASOURCE = {
+    "apiVersion": 1,
+    "datasources": [
+        {
+            "name": "Prometheus",
+            "uid": "prometheus",
+            "type": "prometheus",
+            "access": "proxy",
+            "url": "$PROMETHEUS_URL",
+            "isDefault": True,
+            "editable": False,
+            "jsonData": {"timeInterval": SCRAPE_INTERVAL, "httpMethod": "POST"},
+        }
+    ],
+}
+
+
+def _provider(name: str, folder: str, path: str) -> dict[str, object]:
+    return {
+        "name": name,
+        "folder": folder,
+        "type": "file",
+        "disableDeletion": True,
+        "allowUiUpdates": False,
+        "options": {"path": path},
+    }
+
+
+_PROVIDERS = {
+    "apiVersion": 1,
+    "providers": [
+        _provider("soundstage", "Soundstage", "/etc/grafana/soundstage/dashboards"),
+        _provider("ray", "Ray", RAY_DASHBOARDS),
+    ],
+}
+
+
+def files() -> dict[str, str]:
+    """Path below OUTPUT to text of every file."""
+    note = "# Written by `python -m dashboards`.\n"
+    return {
+        **{f"dashboards/{board.uid}.json": as_json(board) for board in BOARDS},
+        "provisioning/datasources/prometheus.yml": note + yaml.safe_dump(_DATASOURCE, sort_keys=False),
+        "provisioning/dashboards/soundstage.yml": note + yaml.safe_dump(_PROVIDERS, sort_keys=False),
+    }
+
+
+def main() -> None:
+    """Write every file."""
+    for name, text in files().items():
+        path = OUTPUT / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
