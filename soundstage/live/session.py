@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from soundstage.audio.resample import Resampler
 from soundstage.audio.voice_activity import VoiceActivity
 from soundstage.live.captions import LiveCaptions
-from soundstage.live.events import Answer, Final, Job, LiveEvent, Sound, StreamOptions, TranscribeJob
+from soundstage.live.events import Answer, Final, Job, LiveEvent, StreamOptions, TranscribeJob
 from soundstage.live.levels import ReadingLevelMeter
 from soundstage.params import CaptionParams, EventParams, LiveParams, SdhParams
 from soundstage.pipeline import ReadingParams, Task
@@ -183,6 +183,8 @@ class LiveSession:
 
     def _captioned(self, events: Sequence[LiveEvent]) -> list[LiveEvent]:
         """The events, each followed by the captions that it makes ready, and counted."""
+        if self._captions is not None and self._sounds is not None:
+            self._captions.hear(self._sounds.unsettled)
         told: list[LiveEvent] = []
         for event in events:
             told.append(event)
@@ -191,9 +193,7 @@ class LiveSession:
                 self.n_words += len(event.segment.text.split())
                 if self._captions is not None:
                     told += self._captions.say(event.segment)
-            elif isinstance(event, Sound) and self._captions is not None:
-                self._captions.hear(event)
-        if self._captions is not None:
-            is_speaking = self._speech is not None and self._speech.is_speaking
-            told += self._captions.ready(is_speaking=is_speaking)
+        # While somebody speaks, sounds wait for the words that they are to stand beside.
+        if self._captions is not None and not (self._speech is not None and self._speech.is_speaking):
+            told += self._captions.ready()
         return told

@@ -137,7 +137,7 @@ class SoundStream:
         return self._waiting[0].chunk.waveform.end_s if self._waiting else None
 
     @property
-    def now_heard(self) -> list[tuple[int, SoundEvent]]:
+    def unsettled(self) -> list[tuple[int, SoundEvent]]:
         """Number and event of each sound that is not settled, as the newest looks have it."""
         return [(early.sound, early.event) for early in self._early]
 
