@@ -8,7 +8,7 @@ UV := $(BIN)/uv
 EXTRAS := --extra cpu --extra serve --extra weights --extra build --extra train --extra export --extra microphone --extra monitoring
 COMPILE := $(UV) pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --quiet --custom-compile-command "make lock"
 
-.PHONY: help run stop test lint format bench lock clean
+.PHONY: help run stop test monitor test-observability lint format bench lock clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -51,6 +51,13 @@ test: $(VENV)/dev.done ## Every test that needs only Python
 	$(BIN)/soundstage models fetch
 	$(BIN)/pytest -n 2 tests/unit tests/golden
 	$(BIN)/pytest tests/contract
+
+monitor: $(VENV)/run.done ## Prometheus, Alertmanager and the canary beside `make run`; ends with Ctrl-C
+	$(BIN)/python -m monitoring.local
+
+test-observability: $(VENV)/dev.done ## Dashboards, alerts, logs and traces against a real service, Prometheus and search engine
+	$(BIN)/soundstage models fetch
+	$(BIN)/pytest tests/observability
 
 format: $(VENV)/dev.done ## Format the code
 	$(BIN)/ruff format .
