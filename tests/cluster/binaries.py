@@ -22,6 +22,8 @@ KUBERNETES = "1.35.4"
 KUBERAY_MODULE = ("github.com/ray-project/kuberay/ray-operator", "v1.6.2")
 KWOK_MODULE = ("sigs.k8s.io/kwok", "v0.8.0")
 GATEWAY_API_MODULE = ("sigs.k8s.io/gateway-api", "v1.4.1")
+PROMETHEUS_OPERATOR_MODULE = ("github.com/prometheus-operator/prometheus-operator", "v0.85.0")
+COMPOSE_MODULE = ("github.com/docker/compose/v2", "v2.40.3")
 
 
 class CannotBuild(Exception):
@@ -50,16 +52,17 @@ class Program:
 
 def _kubernetes(name: str) -> Program:
     minor = KUBERNETES.split(".")[1]
-    flags = ["-s -w"]
-    for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version"):
-        # Else it calls itself v0.0.0-master, and clients refuse it.
-        flags.append(f"-X {package}.gitVersion=v{KUBERNETES} -X {package}.gitMajor=1 -X {package}.gitMinor={minor}")
+    # Else it calls itself v0.0.0-master, and clients refuse it.
+    flags = [
+        f"-X {package}.gitVersion=v{KUBERNETES} -X {package}.gitMajor=1 -X {package}.gitMinor={minor}"
+        for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+    ]
     return Program(
         module="k8s.io/kubernetes",
         version=f"v{KUBERNETES}",
         package=f"k8s.io/kubernetes/cmd/{name}",
         siblings=f"v0.{KUBERNETES.removeprefix('1.')}",
-        ldflags=" ".join(flags),
+        ldflags=" ".join(["-s -w", *flags]),
     )
 
 
@@ -72,6 +75,9 @@ PROGRAMS = {
     "kube-scheduler": _kubernetes("kube-scheduler"),
     "ray-operator": Program(module=KUBERAY_MODULE[0], version=KUBERAY_MODULE[1]),
     "kwok": Program(module=KWOK_MODULE[0], version=KWOK_MODULE[1], package="sigs.k8s.io/kwok/cmd/kwok"),
+    "docker-compose": Program(
+        module=COMPOSE_MODULE[0], version=COMPOSE_MODULE[1], package="github.com/docker/compose/v2/cmd"
+    ),
 }
 
 
@@ -102,9 +108,9 @@ def _build(wanted: Program, binary: Path) -> None:
     source = module_dir(wanted.module, wanted.version)
     work = CACHE_DIR / "build" / binary.name
     work.mkdir(parents=True, exist_ok=True)
-    # A module of our own that requires exactly this version: `go install MODULE@VERSION` refuses modules with `replace`,
-    # and asks for the list of versions, which not every proxy gives. With the module's own go.mod and go.sum every
-    # dependency stays pinned.
+    # A module of our own that requires exactly this version: `go install MODULE@VERSION` refuses modules with
+    # `replace`, and asks for the list of versions, which not every proxy gives. With the module's own go.mod and go.sum
+    # every dependency stays pinned.
     text = (source / "go.mod").read_text(encoding="utf-8")
     text = re.sub(r"^module .*$", "module soundstage.test/build", text, count=1, flags=re.MULTILINE)
     siblings = re.findall(r"^(?:replace)?\s*(\S+)(?: v\S+)? => \.{1,2}/\S*$", text, flags=re.MULTILINE)
