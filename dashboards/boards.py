@@ -605,7 +605,7 @@ BATCHING_VIEW = Dashboard(
                 Panel(
                     kind="lines",
                     title="CPU",
-                    description="Of each node.",
+                    description="How busy each node is, whoever keeps it so.",
                     unit="percent",
                     maximum=100,
                     queries=(Query(f"max by (ip) ({of('ray_node_cpu_utilization')})", "{{ip}}"),),
