@@ -16,7 +16,11 @@ ALERTS: list[dict[str, Any]] = [
     for group in yaml.safe_load((PROMETHEUS / "rules" / "alerts.yml").read_text(encoding="utf-8"))["groups"]
     for rule in group["rules"]
 ]
-TESTS = yaml.safe_load((PROMETHEUS / "tests" / "alerts_test.yml").read_text(encoding="utf-8"))["tests"]
+TESTS = [
+    case
+    for path in PROMETHEUS.glob("tests/*.yml")
+    for case in yaml.safe_load(path.read_text(encoding="utf-8"))["tests"]
+]
 RUNBOOK = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 
 
