@@ -30,8 +30,8 @@ $(VENV)/dev.done: requirements-dev.lock $(VENV)/run.done
 lock: $(VENV)/uv.done ## Resolve the requirement locks anew
 	$(COMPILE) $(EXTRAS) -o requirements.lock
 	$(COMPILE) $(EXTRAS) --extra dev --extra nifi -c requirements.lock -o requirements-dev.lock
-	$(COMPILE) --extra cpu --extra serve -c requirements.lock -o cluster/requirements-cpu.lock
-	$(COMPILE) --no-config --extra gpu --extra serve -c requirements.lock -o cluster/requirements-gpu.lock
+	$(COMPILE) --extra cpu --extra serve --extra monitoring --extra nifi -c requirements.lock -o cluster/requirements-cpu.lock
+	$(COMPILE) --no-config --extra gpu --extra serve --extra monitoring --extra nifi -c requirements.lock -o cluster/requirements-gpu.lock
 	$(subst pyproject.toml,--group pyproject.toml:ship,$(COMPILE)) -o cluster/requirements-ship.lock
 
 lint: $(VENV)/dev.done ## Style, types, import arrows
