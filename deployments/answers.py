@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from soundstage.live.events import Answer
 from soundstage.models.registry import ModelCard
 from soundstage.params import EventParams
 from soundstage.types import FrameScores, Segment
@@ -38,6 +39,26 @@ class Scores:
     model: ModelVersion
     events: EventParams
     spent_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LiveAnswer:
+    """What a model gave for a job of a live stream.
+
+    Attributes:
+        answer: None for nothing said, and for a job that was dropped.
+        model: That answered; None where the job was dropped.
+        events: How the model's scores become events; None for speech.
+    """
+
+    answer: Answer
+    model: ModelVersion | None
+    events: EventParams | None = None
+
+    @property
+    def is_dropped(self) -> bool:
+        """The job waited too long; it was no final one."""
+        return self.model is None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,4 +21,4 @@ def build(args: AppArgs) -> Application:
     voice = serve.deployment()(VoiceRecognizer).bind(args.models)
     sounds = serve.deployment()(SoundClassifier).bind(args.models)
     preprocessor = serve.deployment()(Preprocessor).bind(args, voice, sounds)
-    return serve.deployment()(Ingress).bind(preprocessor, args)
+    return serve.deployment()(Ingress).bind(preprocessor, voice, sounds, args)

@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import sys
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Any
 
+import httpx
 from fastapi import FastAPI
 from ray import serve
 from ray.serve._private import logging_utils
+from ray.serve._private.direct_ingress_http_util import ASGIDIReceiveProxy
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments import logs
-from deployments.answers import ServedModel
+from deployments.answers import LiveAnswer, Scores, ServedModel, Transcripts
 from deployments.api.routes import create_app
 from deployments.auth import ApiKeys, is_loopback
 from deployments.graph_calls import call, stream
-from deployments.metrics import RequestMetrics
+from deployments.metrics import LiveMetrics, RequestMetrics
 from deployments.settings import AppArgs, IngressConfig, changed
+from soundstage.live.events import Job, TranscribeJob
 from soundstage.pipeline import AnalysisOptions
-from soundstage.types import ChunkAnalysis, ClipSummary, EncodedAudio
+from soundstage.types import ChunkAnalysis, ClipSummary, EncodedAudio, Waveform
+
+_DROPPED = LiveAnswer(None, None)
 
 
 class GraphEngine:
-    """Analyses through the Preprocessor deployment."""
+    """Analyses files through the Preprocessor deployment, and asks the model stages themselves for live streams."""
 
-    def __init__(self, preprocessor: DeploymentHandle[Any], args: AppArgs) -> None:
+    def __init__(
+        self,
+        preprocessor: DeploymentHandle[Any],
+        voice: DeploymentHandle[Any],
+        sounds: DeploymentHandle[Any],
+        args: AppArgs,
+    ) -> None:
         self._preprocessor = preprocessor
+        self._voice = voice
+        self._sounds = sounds
         self._args = args
 
     def analyze(
@@ -44,6 +60,27 @@ class GraphEngine:
             max_inline_bytes=self._args.max_inline_bytes,
         )
 
+    async def run(self, job: Job) -> LiveAnswer:
+        """Have a model do a job of a live stream."""
+        if isinstance(job, TranscribeJob):
+            written: Transcripts | None = await self._ask(
+                self._voice, "transcribe_live", job.waveform, job.hints, job.is_final
+            )
+            return _DROPPED if written is None else LiveAnswer(written.segments[0], written.model)
+        heard: Scores | None = await self._ask(self._sounds, "listen_live", job.waveform, job.is_final)
+        return _DROPPED if heard is None else LiveAnswer(heard.scores, heard.model, heard.events)
+
+    async def _ask(self, stage: DeploymentHandle[Any], method: str, waveform: Waveform, *more: object) -> Any:
+        return await call(
+            stage,
+            method,
+            waveform,
+            *more,
+            n_bytes=waveform.samples.nbytes,
+            max_inline_bytes=self._args.max_inline_bytes,
+            timeout_s=self._args.deadlines.chunk_s,
+        )
+
     async def models(self) -> list[ServedModel]:
         """What each replica of the model stages serves."""
         # Twice: a stage in which one replica hangs is asked again for another one.
@@ -55,11 +92,17 @@ class GraphEngine:
 class Ingress:
     """Takes requests, checks them, and answers in the format that was asked for."""
 
-    def __init__(self, preprocessor: DeploymentHandle[Any], args: AppArgs) -> None:
+    def __init__(
+        self,
+        preprocessor: DeploymentHandle[Any],
+        voice: DeploymentHandle[Any],
+        sounds: DeploymentHandle[Any],
+        args: AppArgs,
+    ) -> None:
         _mend_print()
         logs.take_over()
         self._args = args
-        self._engine = GraphEngine(preprocessor, args)
+        self._engine = GraphEngine(preprocessor, voice, sounds, args)
         self._keys = _read_keys(args)
         self._config: IngressConfig | None = None
 
@@ -68,9 +111,86 @@ class Ingress:
         self._config = changed(self._config, IngressConfig, user_config)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(
-            self._engine, self._args, self._keys, lambda: self._config or IngressConfig(), RequestMetrics()
+        app = create_app(
+            self._engine,
+            self._args,
+            self._keys,
+            lambda: self._config or IngressConfig(),
+            meter=RequestMetrics(),
+            live_meter=LiveMetrics(),
+            is_draining=Draining(),
         )
+        app.add_middleware(HeldBack)
+        return app
+
+
+class HeldBack:
+    """Reads of a WebSocket no more than the application takes.
+
+    Serve reads all that a client sends into a queue without bound, whether anybody takes it or not
+    (ray/serve/_private/direct_ingress_http_util.py, ASGIDIReceiveProxy): an hour of audio sent at once would be in
+    memory at once, instead of waiting at its sender.
+    """
+
+    MAX_WAITING = 2
+    """Messages."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through."""
+        if scope["type"] == "websocket" and isinstance(receive, ASGIDIReceiveProxy):
+            receive = self._hold_back(receive)
+        await self._app(scope, receive, send)
+
+    def _hold_back(self, proxy: ASGIDIReceiveProxy) -> Receive:
+        room = asyncio.Event()
+        read, serve_loop = proxy._receive, None
+
+        async def read_where_there_is_room() -> Message:
+            nonlocal serve_loop
+            serve_loop = asyncio.get_running_loop()
+            while proxy.queue.qsize() >= self.MAX_WAITING:
+                room.clear()
+                await room.wait()
+            return await read()
+
+        async def receive() -> Message:
+            message = await proxy()
+            if serve_loop is not None:
+                serve_loop.call_soon_threadsafe(room.set)
+            return message
+
+        proxy._receive = read_where_there_is_room
+        return receive
+
+
+class Draining:
+    """Whether Serve is about to end this replica: it tells its proxy, at the replica's own address."""
+
+    POLL_S = 2.0
+
+    def __init__(self) -> None:
+        self._is_draining = False
+        self._asked_s = float("-inf")
+
+    async def __call__(self, server: tuple[str, int]) -> bool:
+        """Ask again, but not for each of many streams.
+
+        Args:
+            server: Address at which a client was connected to.
+        """
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._asked_s > self.POLL_S:
+            self._asked_s = now_s
+            host, port = server
+            with suppress(httpx.HTTPError):
+                async with httpx.AsyncClient(timeout=self.POLL_S) as client:
+                    answer = await client.get(f"http://{host}:{port}/-/healthz")
+                    is_away = answer.status_code == httpx.codes.SERVICE_UNAVAILABLE
+                    self._is_draining = is_away and "DRAINING" in answer.text
+        return self._is_draining
 
 
 def _mend_print() -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError
 
 from soundstage.models.registry import ModelSources, Name, VersionOrAlias, told
-from soundstage.params import DecodingParams, EventParams, Params, RemoteModelParams, SdhParams
+from soundstage.params import DecodingParams, EventParams, LiveParams, Params, RemoteModelParams, SdhParams
 from soundstage.pipeline import DEFAULT_MIN_SCORE, SOUND_MODEL, SPEECH_MODEL, ReadingParams
 
 _log = logging.getLogger(__name__)
@@ -41,6 +41,40 @@ class Deadlines(Params):
     """A stage's word that it is there, for /readyz and /v1/models."""
 
 
+class LiveSettings(Params):
+    """Live streams of one ingress replica.
+
+    Attributes:
+        params: How they are followed.
+    """
+
+    params: LiveParams = LiveParams()
+    max_streams: int = Field(256, ge=0)
+    """More are answered `overloaded`, 1013."""
+    max_duration_s: float = Field(24 * 3600.0, gt=0)
+    """Of one stream; then `too_large`, 1009."""
+    resume_s: float = Field(30.0, ge=0)
+    """How long a stream is kept after its connection broke."""
+    start_s: float = Field(10.0, gt=0)
+    """Until the first message of a connection."""
+    idle_warning_s: float = Field(30.0, gt=0)
+    """Without audio."""
+    idle_s: float = Field(60.0, gt=0)
+    """Without audio; then the stream ends."""
+    max_ahead_s: float = Field(30.0, gt=0)
+    """Audio that is given to the models before they have answered what came before it; the rest waits at the client."""
+    lag_warning_s: float = Field(5.0, gt=0)
+    """Results that come so much later than the audio."""
+    max_unread_bytes: int = Field(256 * 1024, gt=0)
+    """Messages that the client has not taken, half of it with a warning; then `overloaded`, 1013."""
+    max_log_bytes: int = Field(512 * 1024, gt=0)
+    """Messages that were sent and can be sent again after a resumption: about five minutes of fast speech."""
+    draining_s: float = Field(20.0, gt=0)
+    """After the warning that the replica goes away, until it ends its streams itself."""
+    n_threads: int = Field(2, gt=0)
+    """That decode, resample and look for speech, for all streams of the replica."""
+
+
 class AppArgs(Params):
     """Arguments of `deployments.app:build`.
 
@@ -49,6 +83,7 @@ class AppArgs(Params):
         auth: Who may call.
         models: Where the replicas look for models.
         deadlines: How long each stage may take.
+        live: Limits of live streams.
         max_concurrent_requests: Of one ingress replica; more are answered 503 with Retry-After.
         max_chunks_in_flight: Of one clip. Bounds its memory, and lets its chunks share batches.
         max_inline_bytes: Larger payloads cross between replicas through Ray's object store.
@@ -60,6 +95,7 @@ class AppArgs(Params):
     auth: AuthSettings = AuthSettings()
     models: ModelSources = ModelSources()
     deadlines: Deadlines = Deadlines()
+    live: LiveSettings = LiveSettings()
     max_concurrent_requests: int = Field(64, gt=0)
     max_chunks_in_flight: int = Field(4, gt=0)
     max_inline_bytes: int = Field(512 * 1024, gt=0, lt=4 * 1024**2)
@@ -139,10 +175,12 @@ class IngressConfig(Params):
 
     Attributes:
         min_score: Tags and events below it are left out unless the request asks for them.
+        events: Of live streams: how frame scores become events; None for what the model was given beside its weights.
         sdh: Which sounds are worth a caption.
     """
 
     min_score: float = Field(DEFAULT_MIN_SCORE, ge=0, le=1)
+    events: EventParams | None = None
     sdh: SdhParams = SdhParams()
 
 

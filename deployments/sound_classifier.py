@@ -59,7 +59,7 @@ class SoundClassifier(ModelStage[AnyListener, SoundConfig, Waveform, FrameScores
         self._shadow.offer(waveform)
         return replace(answer, spent_s=time.perf_counter() - start_s)
 
-    async def listen_live(self, waveform: Waveform, *, is_final: bool) -> Scores | None:
+    async def listen_live(self, waveform: Waveform, is_final: bool) -> Scores | None:
         """Frame scores of one waveform of a live stream; None where a first look waited too long."""
         start_s = time.perf_counter()
         answer = await self._ask_live(waveform, is_final=is_final)

@@ -60,7 +60,7 @@ class VoiceRecognizer(ModelStage[Transcriber, VoiceConfig, Speech, Segments]):
         self._shadow.offer((regions, hints))
         return replace(answer, spent_s=time.perf_counter() - start_s)
 
-    async def transcribe_live(self, waveform: Waveform, hints: Hints, *, is_final: bool) -> Transcripts | None:
+    async def transcribe_live(self, waveform: Waveform, hints: Hints, is_final: bool) -> Transcripts | None:
         """What is said in one waveform of a live stream; None where a hypothesis waited too long."""
         start_s = time.perf_counter()
         answer = await self._ask_live(((waveform,), hints), is_final=is_final)

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Protocol, TypeVar
 
-from deployments.answers import ServedModel
+from deployments.answers import LiveAnswer, ServedModel
 from soundstage.errors import DeadlineExceeded
+from soundstage.live.events import Job
 from soundstage.pipeline import AnalysisCollector, AnalysisOptions
 from soundstage.types import Analysis, ChunkAnalysis, ClipSummary, EncodedAudio
 
@@ -19,6 +20,14 @@ class Engine(Protocol):
 
     def analyze(self, audio: EncodedAudio, options: AnalysisOptions) -> AsyncIterator[ChunkAnalysis | ClipSummary]:
         """Each chunk as it is done, in order, then the summary.
+
+        Raises:
+            ServiceError: As the error table says.
+        """
+        ...
+
+    async def run(self, job: Job) -> LiveAnswer:
+        """Have a model do a job of a live stream, before all work for files.
 
         Raises:
             ServiceError: As the error table says.

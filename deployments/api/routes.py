@@ -42,7 +42,9 @@ from deployments.api.schemas import (
     StatusBody,
     SummaryBody,
 )
+from deployments.api.stream import IsDraining, add_stream
 from deployments.auth import ApiKeys
+from deployments.live import LiveMeter, Streams
 from deployments.settings import AppArgs, IngressConfig
 from soundstage.captions.choice import TimecodeChoice
 from soundstage.captions.formats import FORMATS, CaptionOptions
@@ -87,7 +89,10 @@ def create_app(
     args: AppArgs,
     keys: ApiKeys,
     config: Callable[[], IngressConfig],
+    *,
     meter: RequestMeter | None = None,
+    live_meter: LiveMeter | None = None,
+    is_draining: IsDraining | None = None,
 ) -> FastAPI:
     """The application.
 
@@ -96,7 +101,9 @@ def create_app(
         args: Limits and deadlines.
         keys: Who may call.
         config: What may change while the service runs; asked at each request.
-        meter: Counts requests; None counts nothing.
+        meter: Counts requests and streams; None counts nothing.
+        live_meter: Counts what is told of streams; None counts nothing.
+        is_draining: Whether the replica goes away; None where it never does.
     """
     app = FastAPI(
         title="Soundstage",
@@ -117,7 +124,14 @@ def create_app(
     _add_models(app, engine)
     _add_analyze(app, engine, args, config)
     _add_transcriptions(app, engine, args, config)
+    streams = Streams(engine, args, config, meter=live_meter, ended=partial(_stream_ended, meter))
+    add_stream(app, engine, args, keys, streams, is_draining=is_draining)
     return app
+
+
+def _stream_ended(meter: RequestMeter | None, code: str, seconds: float) -> None:
+    if meter is not None:
+        meter.done("/v1/stream", code, seconds)
 
 
 def _too_large(args: AppArgs) -> TooLarge:

@@ -86,7 +86,8 @@ async def double(items: Sequence[int]) -> list[int]:
 
 
 async def test_what_waits_together_is_run_together() -> None:
-    turns, batches = Turns(), []
+    turns = Turns()
+    batches: list[list[int]] = []
 
     async def run(items: Sequence[int]) -> list[int]:
         batches.append(list(items))
@@ -124,7 +125,8 @@ async def test_a_batch_that_fails_fails_those_who_asked_and_the_next_one_runs() 
 
 
 async def test_what_nobody_waits_for_any_more_is_not_run() -> None:
-    turns, run_items = Turns(), []
+    turns = Turns()
+    run_items: list[int] = []
 
     async def run(items: Sequence[int]) -> list[int]:
         run_items.extend(items)

@@ -107,7 +107,7 @@ def test_audio_comes_with_its_packet_and_not_later(container: str, options: dict
 
 @pytest.mark.parametrize("container", ["ogg", "webm"])
 def test_a_stream_that_ends_within_a_packet_keeps_what_came_before(container: str) -> None:
-    data = opus(container, **({"page_duration": "20000"} if container == "ogg" else {"live": "1"}))
+    data = opus(container, 1.0, **({"page_duration": "20000"} if container == "ogg" else {"live": "1"}))
     decoded = audio_of(opened("opus"), data[: len(data) * 3 // 4], 509)
     assert 30_000 < len(decoded) < 40_000
 
