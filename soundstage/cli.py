@@ -8,7 +8,7 @@ import threading
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from pydantic import ValidationError
@@ -18,17 +18,22 @@ from rich.table import Column, Table
 from soundstage import doctor as machine
 from soundstage import sample as clip
 from soundstage.captions.choice import TimecodeChoice
-from soundstage.client import AnalysisRequest, OnProgress, ServiceClient
+from soundstage.client import AnalysisRequest, OnProgress, ServiceClient, ServiceUnreachable
 from soundstage.commands import keys
 from soundstage.commands import models as model_commands
 from soundstage.commands.analyze import Analyze, Job, Runner, local_analyzer, plan, report
+from soundstage.commands.live import Display, JsonLines, PlainLines, Screen, Session
+from soundstage.commands.live_output import GROWING_FORMATS, format_of
+from soundstage.commands.live_source import SourceChoice, SourceError, SourceMisused, open_source
 from soundstage.commands.outputs import OUTPUT_FORMATS
 from soundstage.errors import ModelError, ServiceError
 from soundstage.export import Precision
+from soundstage.live.events import StreamOptions
+from soundstage.live_client import LiveClient, LiveRequest
 from soundstage.models import registry
 from soundstage.models.registry import ModelSources
 from soundstage.params import HintParams
-from soundstage.pipeline import AnalysisOptions, Pipeline, Task, parse_tasks
+from soundstage.pipeline import DEFAULT_MIN_SCORE, AnalysisOptions, Pipeline, Task, parse_tasks
 from soundstage.speech.hints import Hints, parse_hints
 from soundstage.speech.profanity import Profanity
 from soundstage.types import Analysis
@@ -46,6 +51,7 @@ class ExitCode:
     FAILED = 1
     USAGE = 2
     UNREACHABLE = 3
+    INTERRUPTED = 130
 
 
 def _examples(*lines: str, notes: tuple[str, ...] = ()) -> str:
@@ -169,6 +175,116 @@ def analyze(
         raise typer.Exit(ExitCode.UNREACHABLE)
     if n_failed:
         raise typer.Exit(ExitCode.FAILED)
+
+
+@app.command(
+    epilog=_examples(
+        "soundstage live mic",
+        "soundstage live mic --output captions.vtt",
+        "soundstage live take1.wav",
+        "soundstage live rehearsal.mov --fast --output rehearsal.srt",
+        "soundstage live http://radio.example/stream.mp3 --output radio.vtt",
+        "soundstage live rtmp://0.0.0.0:1935/live --option listen=1",
+        "soundstage live https://example.org/live.m3u8 --json | jq -r 'select(.type == \"final\").text'",
+        "arecord -f S16_LE -r 48000 -t raw | soundstage live - --sample-rate 48000",
+        "srt-live-transmit srt://:9000 file://con | soundstage live - --format mpegts",
+        notes=(
+            "Ctrl-C ends the source and shows the last captions; a second one ends at once.",
+            "Exit codes: 0 it ended, 1 it or the service failed, 2 wrong usage, 3 no service answers, 130 cut off.",
+            f"A key that the service asks for is read from the variable {API_KEY_VARIABLE}.",
+        ),
+    )
+)
+def live(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A media file, - for standard input, mic or mic:NAME, or any URL or device of FFmpeg.",
+            metavar="SOURCE",
+        ),
+    ],
+    *,
+    output: Annotated[
+        Path | None,
+        typer.Option(help=f"File that grows with the stream: {', '.join(f'.{name}' for name in GROWING_FORMATS)}."),
+    ] = None,
+    url: Url = DEFAULT_URL,
+    input_format: Annotated[
+        str | None,
+        typer.Option("--format", help="FFmpeg's name of the container or kind of device, where it cannot tell."),
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE for FFmpeg's protocol or device; any number of them.")
+    ] = None,
+    sample_rate: Annotated[int | None, typer.Option(min=8_000, max=192_000, help="Hz, of raw PCM.")] = None,
+    channels: Annotated[int, typer.Option(min=1, max=64, help="Of raw PCM and of a microphone.")] = 1,
+    encoding: Annotated[Literal["s16le", "f32le"], typer.Option(help="Of raw PCM.")] = "s16le",
+    fast: Annotated[bool, typer.Option("--fast", help="Send a recording as fast as the service takes it.")] = False,
+    reconnect: Annotated[
+        bool, typer.Option("--reconnect/--no-reconnect", help="Open a live source again where it breaks or ends.")
+    ] = True,
+    tasks: Annotated[str, typer.Option(help="Any of speech, sounds, levels, separated by commas.")] = ",".join(Task),
+    language: Annotated[str | None, typer.Option(help="ISO 639-1; only en so far.")] = None,
+    min_score: Annotated[
+        float, typer.Option(min=0, max=1, help="Leave out sounds that score less.")
+    ] = DEFAULT_MIN_SCORE,
+    hints: Annotated[
+        str,
+        typer.Option(help="Names and words that may be said, separated by commas, or a text file of them."),
+    ] = "",
+    profanity: Annotated[Profanity, typer.Option(help="mask leaves the first letter of swear words alone.")] = "keep",
+    as_json: Annotated[bool, typer.Option("--json", help="Every event on a line of standard output, as JSON.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite/--no-overwrite", help="Replace an output that is there.")
+    ] = False,
+) -> None:
+    """Caption what is being said and heard, while it is."""
+    errors = Console(stderr=True)
+    stopped = threading.Event()
+    choice = SourceChoice(
+        name=source,
+        input_format=input_format,
+        options=_ffmpeg_options(option or []),
+        sample_rate=sample_rate,
+        n_channels=channels,
+        encoding=encoding,
+        is_fast=fast,
+        reconnect=reconnect,
+    )
+    try:
+        options = StreamOptions(
+            tasks=parse_tasks(tasks), language=language, hints=_hints(hints), profanity=profanity, min_score=min_score
+        )
+        client = LiveClient(url, api_key=os.environ.get(API_KEY_VARIABLE))
+    except (ServiceError, ValueError) as e:
+        raise typer.BadParameter(str(e)) from e
+    if output is not None and format_of(output) is None:
+        raise typer.BadParameter(f"{output}: end its name in {', '.join(f'.{name}' for name in GROWING_FORMATS)}")
+    if output is not None and output.exists() and not overwrite:
+        raise typer.BadParameter(f"{output} is there already; say --overwrite to replace it")
+    screen = Console()
+    display: Display = JsonLines() if as_json else Screen(screen) if screen.is_terminal else PlainLines(errors)
+    session = Session(client, display, output, stopped)
+    try:
+        opened = open_source(choice, stopped, lambda message: session.warn("source", message))
+        request = LiveRequest(sample_rate=opened.sample_rate, n_channels=opened.n_channels, options=options)
+        with display:
+            session.run(opened, request)
+    except SourceMisused as e:
+        raise typer.BadParameter(str(e)) from e
+    except ServiceUnreachable as e:
+        _fail(str(e), ExitCode.UNREACHABLE)
+    except (ServiceError, SourceError, OSError) as e:
+        _fail(str(e))
+    except KeyboardInterrupt:
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+def _ffmpeg_options(items: list[str]) -> dict[str, str]:
+    pairs = [item.partition("=") for item in items]
+    if wrong := next((item for item, pair in zip(items, pairs, strict=True) if not pair[0] or not pair[1]), None):
+        raise typer.BadParameter(f"--option {wrong!r}: say NAME=VALUE")
+    return {name: value for name, _, value in pairs}
 
 
 def _hints(text: str) -> Hints:
@@ -428,9 +544,9 @@ def _echo_json(value: object) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = ExitCode.FAILED) -> NoReturn:
     typer.echo(f"failed: {message}", err=True)
-    raise typer.Exit(ExitCode.FAILED)
+    raise typer.Exit(code)
 
 
 def main() -> None:
