@@ -32,7 +32,7 @@ from soundstage.models.runtime import limit_threads
 from soundstage.params import DecodingParams, Limits, MoonshineParams
 from soundstage.pipeline import SPEECH_MODEL
 from soundstage.sample import reading_path
-from soundstage.speech import decoding, model, shortlist, weights
+from soundstage.speech import decoding, model, shapes, shortlist, weights
 from soundstage.types import SAMPLE_RATE
 
 CLIP_S = 5
@@ -130,7 +130,7 @@ def stages_ms(ours: Ours, batch: Clips, n_rounds: int) -> dict[str, float]:
     """Least wall milliseconds of each part of a batch; the parts of the decoder as often as it has steps."""
     ready, params, next_token = ours.decoder._weights, ours.params, ours.decoder._next_token
     n_samples = tf.fill([len(batch)], len(batch[0]))
-    samples = np.stack([np.pad(clip, (0, model.pad_length(len(clip)) - len(clip))) for clip in batch])
+    samples = np.stack([np.pad(clip, (0, shapes.pad_length(len(clip)) - len(clip))) for clip in batch])
     n_steps = 1 + max(map(len, ours.write(batch)))
     encoded = tf.function(lambda: model.encode(ready, params, samples, n_samples))()
     x = tf.random.normal([len(batch), params.hidden_size], seed=0)

@@ -10,7 +10,7 @@ from soundstage.export import Precision
 from soundstage.export.graph import ServedGraph, Tensors, WarmUp, computed, traced
 from soundstage.models.registry import ModelFolder
 from soundstage.params import DecodingParams, MoonshineParams
-from soundstage.speech import model
+from soundstage.speech import model, shapes
 from soundstage.speech.decoding import greedy
 from soundstage.speech.tokenizer import TOKENIZER_NAME, WORD_START, Tokenizer
 
@@ -86,7 +86,7 @@ class SpeechGraph(ServedGraph):
             "token_ids": token_ids,
             "n_tokens": n_tokens,
             "avg_logprob": tf.reduce_sum(logprobs, axis=1) / tf.cast(n_tokens, tf.float32),
-            "has_ended": tf.reduce_any(token_ids == self._params.end_token_id, axis=1),
+            "has_ended": tf.gather(token_ids, n_tokens - 1, batch_dims=1) == self._params.end_token_id,
         }
 
     def _text(self, token_ids: tf.Tensor) -> tf.Tensor:
@@ -131,6 +131,6 @@ def _without_padding(waveform: tf.Tensor, n_samples: tf.Tensor) -> tf.Tensor:
 def _fitted(samples: tf.Tensor, n_samples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Samples and lengths as `model.encode` takes them: silence fills what is too short or no whole hop."""
     n_given = tf.shape(samples)[1]
-    n_padded = -(-tf.maximum(n_given, model.MIN_SAMPLES) // model.HOP_LENGTH) * model.HOP_LENGTH
+    n_padded = -(-tf.maximum(n_given, shapes.MIN_SAMPLES) // shapes.HOP_LENGTH) * shapes.HOP_LENGTH
     padded = tf.pad(samples, ((0, 0), (0, n_padded - n_given)))
-    return padded, tf.maximum(n_samples, model.MIN_SAMPLES)
+    return padded, tf.maximum(n_samples, shapes.MIN_SAMPLES)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soundstage.params import AlignmentParams
-from soundstage.speech.model import HOP_LENGTH, MIN_SAMPLES
+from soundstage.speech.shapes import HOP_LENGTH, MIN_SAMPLES
 from soundstage.speech.tokenizer import Tokenizer
 from soundstage.types import SAMPLE_RATE, Word
 

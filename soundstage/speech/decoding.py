@@ -12,7 +12,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from soundstage.params import HintParams, MoonshineParams
-from soundstage.speech import model, shortlist
+from soundstage.speech import model, shapes, shortlist
 from soundstage.speech.hinting import Hinting, Tables
 
 _BFLOAT16 = ("encoder.conv2.kernel", "encoder.conv3.kernel")
@@ -119,7 +119,7 @@ class GreedyDecoder:
         """Decode waveforms together.
 
         Args:
-            batch: Each (n_samples,), 16 kHz mono, at least `model.MIN_SAMPLES` long.
+            batch: Each (n_samples,), 16 kHz mono, at least `shapes.MIN_SAMPLES` long.
             max_tokens: For each the number of tokens after which it is cut off.
             trees: The hints of each, from `hinting.tables`.
 
@@ -127,7 +127,7 @@ class GreedyDecoder:
             One for each waveform, in the same order.
         """
         n_samples = [len(samples) for samples in batch]
-        padded = np.zeros((len(batch), model.pad_length(max(n_samples))), np.float32)
+        padded = np.zeros((len(batch), shapes.pad_length(max(n_samples))), np.float32)
         for row, samples in zip(padded, batch, strict=True):
             row[: len(samples)] = samples
         arguments = padded, np.array(n_samples, np.int32), np.array(max_tokens, np.int32)
@@ -136,7 +136,7 @@ class GreedyDecoder:
         decoded, has_trace = [], bool(self._params.alignment_heads)
         for i, n in enumerate(n_tokens):
             has_ended = bool(token_ids[i, n - 1] == self._params.end_token_id)
-            n_text, n_frames = n - has_ended, model.n_frames_of(n_samples[i])
+            n_text, n_frames = n - has_ended, shapes.n_frames_of(n_samples[i])
             decoded.append(
                 Decoded(
                     token_ids=tuple(token_ids[i, :n_text].tolist()),

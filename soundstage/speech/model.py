@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from soundstage.errors import ModelError
 from soundstage.params import MoonshineParams
+from soundstage.speech.shapes import HOP_LENGTH, n_frames_of, n_windows_of, weight_shapes
 
 Tensor: TypeAlias = Any
 Weights: TypeAlias = Mapping[str, Tensor]
@@ -36,26 +37,8 @@ class Encoded(NamedTuple):
     padding: Tensor
 
 
-HOP_LENGTH = 64
-"""Samples from one window of the first convolution to the next."""
 _MASKED = -1e9
 """Added to the attention logits of padding: exp() makes it exactly zero."""
-MIN_SAMPLES = 895
-"""Shorter audio gives no frame: the receptive field of the three convolutions."""
-
-
-def n_frames_of(n_samples: Any) -> Any:
-    """Encoder frames of so many samples, for integers and integer tensors alike."""
-    return ((_n_windows_of(n_samples) - 7) // 3 + 1 - 3) // 2 + 1
-
-
-def _n_windows_of(n_samples: Any) -> Any:
-    return (n_samples - 127) // HOP_LENGTH + 1
-
-
-def pad_length(n_samples: int) -> int:
-    """The shortest length from n_samples on that `encode` takes."""
-    return -(-max(n_samples, MIN_SAMPLES) // HOP_LENGTH) * HOP_LENGTH
 
 
 def prepare(weights: Mapping[str, NDArray[Any]], params: MoonshineParams) -> dict[str, NDArray[np.float32]]:
@@ -111,39 +94,6 @@ def _centred(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
     return centred
 
 
-def weight_shapes(params: MoonshineParams) -> dict[str, tuple[int, ...]]:
-    """Every stored array of the model and its shape."""
-    d = params.hidden_size
-    shapes: dict[str, tuple[int, ...]] = {
-        "encoder.conv1.kernel": (127, 1, d),
-        "encoder.conv2.kernel": (7, d, 2 * d),
-        "encoder.conv2.bias": (2 * d,),
-        "encoder.conv3.kernel": (3, 2 * d, d),
-        "encoder.conv3.bias": (d,),
-        "encoder.group_norm.scale": (d,),
-        "encoder.group_norm.bias": (d,),
-        "encoder.norm.scale": (d,),
-        "decoder.embedding": (params.vocabulary_size, d),
-        "decoder.norm.scale": (d,),
-    }
-    stacks = (
-        ("encoder", params.n_encoder_layers, ("self",), 4 * d),
-        ("decoder", params.n_decoder_layers, ("self", "cross"), 8 * d),  # half of it is the gate
-    )
-    for stack, n_layers, attentions, fc1_size in stacks:
-        for i in range(n_layers):
-            layer = f"{stack}.layers.{i}"
-            for attention in attentions:
-                shapes[f"{layer}.{attention}_norm.scale"] = (d,)
-                shapes.update({f"{layer}.{attention}_attention.{name}.kernel": (d, d) for name in "qkvo"})
-            shapes[f"{layer}.mlp_norm.scale"] = (d,)
-            shapes[f"{layer}.mlp.fc1.kernel"] = (d, fc1_size)
-            shapes[f"{layer}.mlp.fc1.bias"] = (fc1_size,)
-            shapes[f"{layer}.mlp.fc2.kernel"] = (4 * d, d)
-            shapes[f"{layer}.mlp.fc2.bias"] = (d,)
-    return shapes
-
-
 def encode(weights: Weights, params: MoonshineParams, samples: Tensor, n_samples: Tensor) -> Encoded:
     """Read a batch of waveforms.
 
@@ -189,7 +139,7 @@ def _front_end(weights: Weights, params: MoonshineParams, samples: Tensor, n_sam
     # A window of 128 samples every 64 is two neighbouring blocks of 64; the kernel's last row is zero.
     blocks = ops.reshape(samples, (-1, n_padded // HOP_LENGTH, HOP_LENGTH))
     windows = ops.concatenate([blocks[:, :-1], blocks[:, 1:]], axis=-1)
-    n_windows, n_valid = ops.shape(windows)[1], _n_windows_of(n_samples)
+    n_windows, n_valid = ops.shape(windows)[1], n_windows_of(n_samples)
     is_valid = ops.cast(ops.arange(n_windows) < n_valid[:, None], "float32")[:, :, None]
     x = ops.tanh(_dense(weights, "encoder.conv1", ops.reshape(windows * is_valid, (-1, 2 * HOP_LENGTH))))
     x = ops.reshape(x, (-1, n_windows, d))  # zero where not valid

@@ -23,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from soundstage.audio.resample import decode_mono
 from soundstage.models.registry import ModelFolder
 from soundstage.params import Limits, MoonshineParams
-from soundstage.speech import model, weights
+from soundstage.speech import model, shapes, weights
 
 LOGIT_TOLERANCE = 1e-3
 """Of logits that span about 40; two float32 implementations differ by 5e-4."""
@@ -131,7 +131,7 @@ def test_logits_are_those_of_the_published_graph(speech_folder: ModelFolder, bec
 
     params = speech_folder.params(MoonshineParams)
     ready = model.prepare(speech_folder.weights(), params)
-    padded = np.zeros((1, model.pad_length(len(beckett)) + 6400), np.float32)  # padding must not show
+    padded = np.zeros((1, shapes.pad_length(len(beckett)) + 6400), np.float32)  # padding must not show
     padded[0, : len(beckett)] = beckett
     n_samples = np.array([len(beckett)], np.int32)
     ours = model.encoder_states(ready, params, padded, n_samples)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from soundstage.params import AlignmentParams
 from soundstage.speech.alignment import FRAME_HOP, Span, Utterance, align, cheapest_paths, timed_words, tokens_of_words
-from soundstage.speech.model import n_frames_of
+from soundstage.speech.shapes import n_frames_of
 from soundstage.speech.tokenizer import Tokenizer
 from soundstage.types import SAMPLE_RATE
 

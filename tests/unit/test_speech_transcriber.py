@@ -14,7 +14,7 @@ from soundstage.errors import ModelError, SampleRateMismatch
 from soundstage.models import registry
 from soundstage.models.registry import ModelCard, ModelFolder
 from soundstage.params import DecodingParams, MoonshineParams
-from soundstage.speech import model, shortlist
+from soundstage.speech import model, shapes, shortlist
 from soundstage.speech.decoding import Decoded, GreedyDecoder, Trace
 from soundstage.speech.fallback import compression_ratio, is_astray, is_latin
 from soundstage.speech.hinting import Tables
@@ -38,7 +38,7 @@ CARD = ModelCard(name="tiny", version="1", kind="speech", description="", licenc
 
 def random_weights(seed: int = 0) -> dict[str, NDArray[np.generic]]:
     rng = np.random.default_rng(seed)
-    return {name: rng.normal(0, 1, shape).astype(np.float32) for name, shape in model.weight_shapes(TINY).items()}
+    return {name: rng.normal(0, 1, shape).astype(np.float32) for name, shape in shapes.weight_shapes(TINY).items()}
 
 
 def write(
@@ -147,7 +147,7 @@ def test_the_cache_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not decoded.has_ended
 
     ready = model.prepare(random_weights(), TINY)
-    padded = np.pad(samples, (0, model.pad_length(len(samples)) - len(samples)))[None]
+    padded = np.pad(samples, (0, shapes.pad_length(len(samples)) - len(samples)))[None]
     encoded = model.encode(ready, TINY, padded, np.array([len(samples)], np.int32))
     given = tf.constant([[TINY.start_token_id, *decoded.token_ids[:-1]]], tf.int32)
     logits, _ = model.decode(ready, TINY, given, model.empty_cache(TINY, 1), encoded, position=0)
@@ -179,7 +179,7 @@ def test_a_row_tells_how_sure_it_was_and_where_it_looked() -> None:
         trace, alone = result.trace, decoder.decode([row], [n_tokens])[0].trace
         assert trace is not None
         assert alone is not None
-        assert trace.attention.shape == (n_tokens, model.n_frames_of(len(row)))
+        assert trace.attention.shape == (n_tokens, shapes.n_frames_of(len(row)))
         np.testing.assert_allclose(trace.attention.sum(axis=1), 1, atol=1e-5)
         np.testing.assert_allclose(trace.attention, alone.attention, atol=1e-5)
         np.testing.assert_allclose(trace.logprobs, alone.logprobs, atol=1e-5)
@@ -197,7 +197,7 @@ def test_a_model_without_heads_for_it_gives_no_words(folder: ModelFolder) -> Non
 
 def test_words_have_stream_times_and_the_probability_of_their_tokens(folder: ModelFolder) -> None:
     """The full stop is a token of its own, whose probability says nothing of the word."""
-    n_frames = model.n_frames_of(16_000 + 6_400)
+    n_frames = shapes.n_frames_of(16_000 + 6_400)
     attention = np.zeros((4, n_frames), np.float32)
     for token, frames in enumerate([slice(0, 20), slice(20, 30), slice(30, 50), slice(50, n_frames)]):
         attention[token, frames] = 1

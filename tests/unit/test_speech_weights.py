@@ -12,7 +12,7 @@ from soundstage.errors import ModelError
 from soundstage.models import registry
 from soundstage.params import MoonshineParams
 from soundstage.speech import weights
-from soundstage.speech.model import weight_shapes
+from soundstage.speech.shapes import weight_shapes
 
 
 @pytest.fixture(scope="module")

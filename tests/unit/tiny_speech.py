@@ -13,7 +13,7 @@ from soundstage.models import registry
 from soundstage.models.registry import ModelCard, ModelFolder
 from soundstage.params import MoonshineParams
 from soundstage.speech import weights
-from soundstage.speech.model import weight_shapes
+from soundstage.speech.shapes import weight_shapes
 from soundstage.speech.tokenizer import TOKENIZER_NAME
 from tests.unit.tiny_clips import RATE, write_table, write_wav
 

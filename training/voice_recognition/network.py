@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from soundstage.params import MoonshineParams
-from soundstage.speech.model import HOP_LENGTH, n_frames_of
+from soundstage.speech.shapes import HOP_LENGTH, n_frames_of
 
 Tensor: TypeAlias = Any
 Weights: TypeAlias = Mapping[str, Tensor]
@@ -38,7 +38,7 @@ def encode(weights: Weights, params: MoonshineParams, samples: Tensor, n_samples
     Args:
         weights: As stored.
         params: Of the same model.
-        samples: float32 (n_batch, n_padded), 16 kHz mono; n_padded as from `soundstage.speech.model.pad_length`.
+        samples: float32 (n_batch, n_padded), 16 kHz mono; n_padded as from `soundstage.speech.shapes.pad_length`.
         n_samples: int32 (n_batch,); what follows in a row is padding, and counts for nothing.
     """
     x = _front_end(weights, params, samples, n_samples)

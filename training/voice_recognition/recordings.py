@@ -13,7 +13,7 @@ import scipy.signal
 from numpy.typing import NDArray
 
 from soundstage.params import ChunkParams, DecodingParams
-from soundstage.speech.model import MIN_SAMPLES, pad_length
+from soundstage.speech.shapes import MIN_SAMPLES, pad_length
 from soundstage.speech.tokenizer import Tokenizer
 from soundstage.types import SAMPLE_RATE
 from training.acoustics import Samples, faster, in_room, noise, room, speech_level, telephone, with_noise
