@@ -20,7 +20,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from soundstage.client import ServiceUnreachable, checked_url, retry_after_s, service_error
-from soundstage.errors import ERRORS, DeadlineExceeded, InternalError, NotFound, Overloaded, ServiceError
+from soundstage.errors import ERRORS, DeadlineExceeded, InternalError, NotFound, Overloaded, ServiceError, TooLarge
 from soundstage.live.events import StreamOptions
 from soundstage.params import LiveClientParams
 from soundstage.pipeline import Task
@@ -29,6 +29,8 @@ from soundstage.types import JsonObject
 _SAMPLE_BYTES = {"pcm_s16le": 2, "pcm_f32le": 4}
 _MESSAGE_S = 0.5
 """Of audio in one message, at most."""
+_LONG_S = 60.0
+"""A stream that was as long as this is not too long for the service from the start: another one may follow it."""
 _TIMES = ("start_s", "end_s")
 _PASSING = (InternalError, DeadlineExceeded, Overloaded)
 """Errors that a new attempt may not meet."""
@@ -257,6 +259,10 @@ class _Teller:
                 event.update(self._totals(event))
         return self.numbered(event)
 
+    def done(self) -> JsonObject:
+        """The end of all streams, where the last one had ended before."""
+        return self.numbered({"type": "done", "duration_s": self.heard_s, **self._counts, "levels": None, "models": {}})
+
     def _shifted(self, event: JsonObject) -> JsonObject:
         shifted = {**event, **{key: event[key] + self._offset_s for key in _TIMES if event.get(key) is not None}}
         if "words" in event:
@@ -315,6 +321,7 @@ class _Stream:
         self._first = 0
         """Position of the stream's first byte."""
         self._sent = 0
+        self._is_idle = False
         self._is_draining = False
         self._is_handing_over = False
         self._is_done = False
@@ -331,11 +338,23 @@ class _Stream:
         feeding = asyncio.create_task(self._feed(audio))
         try:
             while not self._is_done:
+                await self._has_something_to_say()
+                if (
+                    self._audio_ended
+                    and self._stream_id is None
+                    and self._has_begun
+                    and self._first >= self._buffer.end
+                ):
+                    yield self._teller.done()
+                    break
                 try:
                     async with aclosing(self._converse()) as told:
                         async for event in told:
                             yield event
                 except (_Lost, ServiceError) as e:
+                    if self._is_idle and isinstance(e, DeadlineExceeded):  # all was told, until there is more to hear
+                        self._next_stream(self._sent)
+                        continue
                     for event in self._note_failure(e):
                         yield event
                     await self._pause(e)
@@ -345,6 +364,11 @@ class _Stream:
             await asyncio.gather(feeding, return_exceptions=True)
 
     # Audio
+
+    async def _has_something_to_say(self) -> None:
+        """Before a stream that follows another one: the service ends streams that stay silent."""
+        while self._stream_id is None and self._has_begun and self._first >= self._buffer.end and not self._audio_ended:
+            await self._change()
 
     async def _feed(self, audio: AsyncIterable[bytes]) -> None:
         """Take the audio as it comes, as long as there is room."""
@@ -377,6 +401,7 @@ class _Stream:
             if n_allowed > 0:
                 piece = self._buffer.read(self._sent, min(n_allowed, self._bytes(_MESSAGE_S)))
                 self._sent += len(piece)
+                self._is_idle = False
                 await connection.send(piece)
             elif self._audio_ended and self._sent == self._buffer.end:
                 break
@@ -507,9 +532,11 @@ class _Stream:
         elif self._sent == self._buffer.end and self._audio_ended:
             told = self._teller.tell(event)
             self._is_done = True
-        else:  # handed over: the next stream goes on where this one ended
-            self._next_stream(self._sent)
-        if kind == "warning" and event.get("code") == "draining":
+        else:  # the next stream goes on where this one ended
+            self._next_stream(self._sent if self._is_handing_over else self._first + self._bytes(event["duration_s"]))
+        if kind == "warning" and event["code"] == "silent_client":
+            self._is_idle = True
+        elif kind == "warning" and event["code"] == "draining":
             self._is_draining = True
             asyncio.get_running_loop().call_later(self._params.handover_s, self._hand_over, self._stream_id)
         elif kind == "final" and self._is_draining:
@@ -544,7 +571,8 @@ class _Stream:
             ServiceError: Enough attempts were made, or no attempt would do better.
         """
         is_unknown = self._stream_id is not None and isinstance(error, NotFound)
-        if isinstance(error, ServiceError) and not isinstance(error, _PASSING) and not is_unknown:
+        is_over = isinstance(error, TooLarge) and self._teller.heard_s > self._seconds(self._first) + _LONG_S
+        if isinstance(error, ServiceError) and not (isinstance(error, _PASSING) or is_unknown or is_over):
             raise error
         self._lost_at = self._lost_at or time.monotonic()
         self._n_failures += 1
@@ -563,7 +591,7 @@ class _Stream:
         wait_s = max(getattr(error, "wait_s", 0.0), wait_s * random.uniform(0.75, 1.25))  # noqa: S311
         await self._client.sleep(min(wait_s, self._params.max_wait_s))
         is_late = self._lost_at is not None and time.monotonic() - self._lost_at > self._resume_within_s
-        is_broken = isinstance(error, (InternalError, DeadlineExceeded))
+        is_broken = isinstance(error, (InternalError, DeadlineExceeded, TooLarge))
         if self._stream_id is not None and (is_late or is_broken or self._n_unknown >= self._params.n_resumes):
             self._forget_stream()
 

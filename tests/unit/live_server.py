@@ -21,7 +21,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from soundstage.errors import InvalidRequest, NotFound, ServiceError
+from soundstage.errors import DeadlineExceeded, InvalidRequest, NotFound, ServiceError
 
 RATE = 1_000
 """Hz of the audio of tests; the protocol does not mind."""
@@ -103,7 +103,7 @@ class LiveServer:
         is_forgetful: It knows no stream that is to be resumed.
         is_deaf: It tells of nothing, and reads on.
         drains_after: Bytes of the first stream after which it says that it is going down.
-        key: Whom it lets in; None for anybody.
+        idle_s: Without audio, after which it warns and then ends a stream.
     """
 
     def __init__(self) -> None:
@@ -113,7 +113,8 @@ class LiveServer:
         self.is_forgetful = False
         self.is_deaf = False
         self.drains_after: int | None = None
-        self.key: str | None = None
+        self.idle_s: float | None = None
+        self.has_idled = False
         self.streams: dict[str, ServedStream] = {}
         self.hellos: list[Event] = []
         self.requests: list[Request] = []
@@ -148,7 +149,8 @@ class LiveServer:
             else:
                 stream.events.append({**ready, "seq": 1})
             await self._tell(connection, stream)
-            async for message in connection:
+            while True:
+                message = await self._heard(connection, stream)
                 if isinstance(message, bytes):
                     stream.hear(message)
                     await self._misbehave(connection, stream)
@@ -164,6 +166,16 @@ class LiveServer:
             await connection.close(e.ws_code)
         except ConnectionClosed:
             pass
+
+    async def _heard(self, connection: ServerConnection, stream: ServedStream) -> str | bytes:
+        try:
+            async with asyncio.timeout(self.idle_s):
+                return await connection.recv()
+        except TimeoutError:
+            self.has_idled = True
+            stream.say("warning", code="silent_client", message="no audio came")
+            await self._tell(connection, stream)
+            raise DeadlineExceeded("no audio came; the stream has ended") from None
 
     def _opened(self, hello: Event) -> tuple[str, ServedStream]:
         if hello["type"] == "start":

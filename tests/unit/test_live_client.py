@@ -262,6 +262,36 @@ async def test_a_server_that_goes_down_is_left_at_a_pause() -> None:
     assert bytes(first.audio + second.audio) == numbered_audio(9)
 
 
+@pytest.mark.parametrize("n_later", [0, 4])
+async def test_a_source_that_falls_silent_may_go_on_later(n_later: int) -> None:
+    server = LiveServer()
+    server.idle_s = 0.05
+
+    async def halting() -> AsyncIterator[bytes]:
+        async for piece in pieces(numbered_audio(4)):
+            yield piece
+        async with asyncio.timeout(10):
+            while server.idle_s is not None and not server.has_idled:
+                await asyncio.sleep(0.005)
+        await asyncio.sleep(0.02)
+        async for piece in pieces(numbered_audio(n_later, first=4)):
+            yield piece
+
+    waits = Waits()
+    events = await told(server, halting(), waits=waits)
+    assert_whole(events, 4 + n_later)
+    assert len(server.hellos) == (2 if n_later else 1), "no stream is opened for nothing"
+    assert waits == []
+
+
+async def test_a_stream_that_lasts_longer_than_the_service_allows_is_followed_by_another() -> None:
+    server = LiveServer()
+    server.late_errors = [(70 * SECOND, TooLarge("24 hours"))]
+    events = await told(server, pieces(numbered_audio(80)))
+    assert_whole(events, 80)
+    assert len(server.streams) == 2
+
+
 async def test_no_more_is_sent_than_the_service_hears() -> None:
     server = LiveServer()
     server.is_deaf = True
