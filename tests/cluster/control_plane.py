@@ -293,7 +293,7 @@ class ControlPlane:
         answer: dict[str, Any] = json.loads(self.kubectl("-n", NAMESPACE, "get", kind, name, "-o", "json"))
         return answer
 
-    def list(self, kind: str, **labels: str) -> list[dict[str, Any]]:
+    def all(self, kind: str, **labels: str) -> list[dict[str, Any]]:
         """Objects with these labels; `__` in a name stands for `/`, `_` for `-`, but for `ray_io`."""
         wanted = [f"{_label(name)}={value}" for name, value in labels.items()]
         selector = ["-l", ",".join(wanted)] if wanted else []

@@ -121,11 +121,11 @@ def test_a_wrong_field_is_refused(cluster: ControlPlane, name: str) -> None:
 
 
 def ray_clusters(cluster: ControlPlane) -> list[str]:
-    return [document["metadata"]["name"] for document in cluster.list("rayclusters")]
+    return [document["metadata"]["name"] for document in cluster.all("rayclusters")]
 
 
 def pods(cluster: ControlPlane, ray_cluster: str, group: str) -> list[Document]:
-    found = cluster.list("pods", ray_io__cluster=ray_cluster, ray_io__group=group)
+    found = cluster.all("pods", ray_io__cluster=ray_cluster, ray_io__group=group)
     return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
 
@@ -164,13 +164,13 @@ def test_the_operator_makes_head_workers_and_services(deployed: ControlPlane) ->
     assert {pod["spec"]["nodeName"][:3] for pod in workers} == {"cpu"}
     assert len({pod["spec"]["nodeName"] for pod in workers}) == 2, "spread over nodes"
     assert pods(deployed, name, "gpu") == [], "no GPU node while none is asked for"
-    services = {service["metadata"]["name"] for service in deployed.list("services")}
+    services = {service["metadata"]["name"] for service in deployed.all("services")}
     assert {f"{name}-head-svc", f"{name}-serve-svc", "redis"} <= services
 
 
 def test_every_pod_passes_the_restricted_policy_that_is_enforced(deployed: ControlPlane) -> None:
-    assert deployed.list("pods")
-    events = deployed.list("events")
+    assert deployed.all("pods")
+    events = deployed.all("events")
     assert not [event["message"] for event in events if "PodSecurity" in event.get("message", "")]
     with pytest.raises(subprocess.CalledProcessError) as e:
         deployed.kubectl("-n", NAMESPACE, "run", "intruder", "--image=x")
@@ -187,7 +187,7 @@ def test_what_is_deployed_is_serve_config_with_the_cluster_s_few_differences(dep
 
 def test_ray_s_token_and_the_store_s_password_come_from_secrets(deployed: ControlPlane) -> None:
     (name,) = ray_clusters(deployed)
-    for pod in deployed.list("pods", ray_io__cluster=name):
+    for pod in deployed.all("pods", ray_io__cluster=name):
         env = {entry["name"]: entry for entry in pod["spec"]["containers"][0]["env"]}
         assert env["RAY_AUTH_MODE"]["value"] == "token"
         assert "secretKeyRef" in env["RAY_AUTH_TOKEN"]["valueFrom"]
@@ -235,19 +235,25 @@ def test_the_autoscaler_s_wish_adds_workers_up_to_the_limit_and_takes_named_ones
         {"op": "replace", "path": "/spec/workerGroupSpecs/0/replicas", "value": 2},
         {"op": "add", "path": "/spec/workerGroupSpecs/0/scaleStrategy", "value": {"workersToDelete": victims}},
     )  # fmt: skip
-    left = lambda: {pod["metadata"]["name"] for pod in pods(deployed, name, "cpu")}  # noqa: E731
+
+    def left() -> set[str]:
+        return {pod["metadata"]["name"] for pod in pods(deployed, name, "cpu")}
+
     until("the named ones are gone", lambda: len(left()) == 2 and not left() & set(victims))
 
 
 def test_gpu_workers_come_on_gpu_nodes_only_and_wait_where_there_are_no_more(deployed: ControlPlane) -> None:
     (name,) = ray_clusters(deployed)
     scale(deployed, name, 1, 3)
-    gpu = lambda: pods(deployed, name, "gpu")  # noqa: E731
+
+    def gpu() -> list[Document]:
+        return pods(deployed, name, "gpu")
+
     until("two run", lambda: sum(pod["status"]["phase"] == "Running" for pod in gpu()) == 2)
     assert {pod["spec"]["nodeName"] for pod in gpu() if "nodeName" in pod["spec"]} == {"gpu-0"}
     shortage = until(
         "the third waits, and says for what",
-        lambda: [e["message"] for e in deployed.list("events") if "nvidia.com/gpu" in e.get("message", "")],
+        lambda: [e["message"] for e in deployed.all("events") if "nvidia.com/gpu" in e.get("message", "")],
     )
     assert "Insufficient nvidia.com/gpu" in shortage[0]
     victims = [pod["metadata"]["name"] for pod in gpu()]
@@ -259,24 +265,27 @@ def test_gpu_workers_come_on_gpu_nodes_only_and_wait_where_there_are_no_more(dep
     until("the GPU nodes are free again", lambda: gpu() == [])
 
 
-def test_lost_pods_come_back(deployed: ControlPlane) -> None:
+@pytest.mark.parametrize("group", ["cpu", "headgroup"])
+def test_a_lost_pod_comes_back(deployed: ControlPlane, group: str) -> None:
     (name,) = ray_clusters(deployed)
-    for group in ("cpu", "headgroup"):
-        n = len(pods(deployed, name, group))
-        victim = pods(deployed, name, group)[0]["metadata"]["name"]
-        deployed.kubectl("-n", NAMESPACE, "delete", "pod", victim, "--wait=false")
+    before = {pod["metadata"]["name"] for pod in pods(deployed, name, group)}
+    victim = min(before)
+    deployed.kubectl("-n", NAMESPACE, "delete", "pod", victim, "--wait=false")
 
-        def names(group: str = group) -> set[str]:
-            return {pod["metadata"]["name"] for pod in pods(deployed, name, group)}
+    def is_replaced() -> bool:
+        now = {pod["metadata"]["name"] for pod in pods(deployed, name, group)}
+        return len(now) == len(before) and victim not in now
 
-        until(
-            f"another for {victim}", lambda n=n, victim=victim, names=names: len(names()) == n and victim not in names()
-        )
+    until(f"another for {victim}", is_replaced)
     until("the service again", lambda: applications(deployed) == {"soundstage": "RUNNING"})
 
 
 def test_one_worker_stays_whatever_is_emptied(deployed: ControlPlane) -> None:
-    status = lambda: deployed.get("poddisruptionbudget", "soundstage-workers")["status"]  # noqa: E731
+
+    def status() -> Document:
+        found: Document = deployed.get("poddisruptionbudget", "soundstage-workers")["status"]
+        return found
+
     until("one of two may go", lambda: (status()["expectedPods"], status()["disruptionsAllowed"]) == (2, 1))
 
 
@@ -292,7 +301,7 @@ def accept_gateways(cluster: ControlPlane) -> None:
         return [{"type": name, "reason": name, **fixed} for name in names]
 
     for kind, names in (("gateways", ("Accepted", "Programmed")), ("httproutes", ("Accepted", "ResolvedRefs"))):
-        for document in cluster.list(f"{kind}.gateway.networking.k8s.io"):
+        for document in cluster.all(f"{kind}.gateway.networking.k8s.io"):
             found = conditions(document["metadata"]["generation"], *names)
             status: Document = {"conditions": found}
             if kind == "httproutes":
@@ -323,7 +332,7 @@ def test_a_bad_upgrade_leaves_the_first_cluster_serving(deployed: ControlPlane) 
     def pending_failed() -> bool:
         accept_gateways(deployed)
         status = deployed.get("rayservice", "soundstage")["status"]["pendingServiceStatus"]
-        return status["applicationStatuses"]["soundstage"]["status"] == "DEPLOY_FAILED"
+        return bool(status["applicationStatuses"]["soundstage"]["status"] == "DEPLOY_FAILED")
 
     until("the second one says why it does not come up", pending_failed)
     for _ in range(15):  # it stays so

@@ -1,0 +1,314 @@
+"""Several Ray nodes on one machine, each with a network and folders of its own, as machines have.
+
+A node is a network namespace on a bridge, with its own /tmp/ray and /tmp/haproxy-serve. Killing it kills exactly its
+processes. Needs root.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from deployments.local import LocalCluster
+from tests.cluster.binaries import CACHE_DIR, CannotBuild
+
+OWN_FOLDERS = ("/tmp/ray", "/tmp/haproxy-serve")
+REDIS_PACKAGES = ("redis-tools", "liblzf1", "libjemalloc2", "libatomic1")
+ROOT = Path(__file__).parents[2]
+
+
+def redis_server() -> list[str]:
+    """How to start a Redis server: the installed one, else Debian's, unpacked into the cache.
+
+    Raises:
+        CannotBuild: There is none.
+    """
+    if installed := shutil.which("redis-server"):
+        return [installed]
+    root = CACHE_DIR / "redis"
+    if not root.exists():
+        if shutil.which("apt-get") is None:
+            raise CannotBuild("no redis-server, and no apt-get to fetch one with")
+        part = root.with_suffix(".part")
+        part.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(["apt-get", "download", *REDIS_PACKAGES], cwd=part, capture_output=True, check=False)
+        if done.returncode:
+            raise CannotBuild(f"redis-server cannot be fetched: {done.stderr.decode()}")
+        for package in part.glob("*.deb"):
+            subprocess.run(["dpkg", "-x", str(package), str(part)], check=True)
+        (part / "usr" / "bin" / "redis-server").symlink_to("redis-check-rdb")  # its name says what the program does
+        part.rename(root)
+    library = next(root.rglob("libjemalloc.so.2")).parent
+    return ["env", f"LD_LIBRARY_PATH={library}", str(root / "usr" / "bin" / "redis-server")]
+
+
+def _sh(command: str) -> str:
+    return subprocess.run(command, shell=True, check=True, capture_output=True, text=True).stdout
+
+
+@dataclass
+class Node:
+    """One machine, as Ray sees it."""
+
+    name: str
+    ip: str
+    namespace: str
+    folder: Path
+    hosts: Mapping[str, str] = field(default_factory=dict)
+    """Names that it resolves beside DNS."""
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def command(self, command: list[str]) -> list[str]:
+        """The command, as run on this node."""
+        mounts = []
+        for path in OWN_FOLDERS:
+            own = self.folder / Path(path).name
+            own.mkdir(parents=True, exist_ok=True)
+            own.chmod(0o777)
+            mounts.append(f"mkdir -p {path}; mount --bind {own} {path}")
+        names = self.folder / "hosts"
+        names.write_text("127.0.0.1 localhost\n" + "".join(f"{ip} {name}\n" for name, ip in self.hosts.items()))
+        mounts.append(f"mount --bind {names} /etc/hosts")
+        script = "; ".join([*mounts, f"exec {shlex.join(command)}"])
+        return ["ip", "netns", "exec", self.namespace, "unshare", "--mount", "/bin/bash", "-c", script]
+
+    def start(self, command: list[str], env: Mapping[str, str]) -> None:
+        """Run something on this node until it is killed."""
+        with (self.folder / "log").open("ab") as log:
+            self.processes.append(
+                subprocess.Popen(
+                    self.command(command), env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    start_new_session=True,
+                )
+            )  # fmt: skip
+
+    def run(self, command: list[str], env: Mapping[str, str], *, timeout_s: float = 240) -> str:
+        """Run something on this node; returns what it printed.
+
+        Raises:
+            CalledProcessError: It failed.
+        """
+        done = subprocess.run(
+            self.command(command), env=env, capture_output=True, text=True, check=False, timeout=timeout_s
+        )
+        if done.returncode:
+            print(done.stdout[-3000:], done.stderr[-3000:])
+            done.check_returncode()
+        return done.stdout
+
+    def kill(self) -> None:
+        """End all its processes at once, as a power cut does."""
+        while pids := _sh(f"ip netns pids {self.namespace}").split():
+            for pid in pids:
+                try:
+                    os.kill(int(pid), signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            time.sleep(0.05)
+        for process in self.processes:
+            process.wait()
+        self.processes.clear()
+
+    def log(self) -> str:
+        """What its commands printed."""
+        path = self.folder / "log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+
+class Network:
+    """Nodes on a bridge; removed with everything on it by `close`.
+
+    Args:
+        state_dir: For the folders of the nodes.
+
+    Raises:
+        CannotBuild: Without root, or without network namespaces.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        if os.geteuid() != 0 or shutil.which("ip") is None:
+            raise CannotBuild("separate Ray nodes need root and the command ip")
+        self.state_dir = state_dir
+        self._id = f"{secrets.randbelow(200) + 20}"
+        self.prefix = f"10.199.{self._id}"
+        self.bridge = f"ssbr{self._id}"
+        self.nodes: dict[str, Node] = {}
+        self._n = 10
+        try:
+            _sh(f"ip link add {self.bridge} type bridge && ip addr add {self.prefix}.1/24 dev {self.bridge}")
+            _sh(f"ip link set {self.bridge} up")
+        except subprocess.CalledProcessError as e:
+            raise CannotBuild(f"no bridge can be made: {e.stderr}") from e
+
+    @property
+    def gateway(self) -> str:
+        """Address of this machine, as the nodes see it."""
+        return f"{self.prefix}.1"
+
+    def add(self, name: str, hosts: Mapping[str, str] | None = None) -> Node:
+        """Another node, with nothing on it."""
+        self._n += 1
+        namespace, ip, inside = f"ss{self._id}-{name}", f"{self.prefix}.{self._n}", f"ssv{self._id}.{self._n}"
+        _sh(f"ip netns add {namespace} && ip link add {inside} type veth peer name eth0 netns {namespace}")
+        _sh(f"ip link set {inside} master {self.bridge} up && ip -n {namespace} addr add {ip}/24 dev eth0")
+        _sh(f"ip -n {namespace} link set eth0 up && ip -n {namespace} link set lo up")
+        _sh(f"ip -n {namespace} route add default via {self.gateway}")
+        folder = self.state_dir / name
+        folder.mkdir(parents=True)
+        self.nodes[name] = Node(name, ip, namespace, folder, hosts or {})
+        return self.nodes[name]
+
+    def remove(self, name: str) -> None:
+        """The node and all that runs on it."""
+        node = self.nodes.pop(name)
+        node.kill()
+        _sh(f"ip netns del {node.namespace}")
+
+    def close(self) -> None:
+        """Everything."""
+        for name in list(self.nodes):
+            self.remove(name)
+        _sh(f"ip link del {self.bridge}")
+
+
+class RayNetwork(Network):
+    """A Ray cluster on such nodes, with its control plane's knowledge in a Redis that outlives the head.
+
+    Args:
+        state_dir: For the folders of the nodes, the token and the keys.
+    """
+
+    GCS_PORT, DASHBOARD_PORT, HTTP_PORT = 6379, 8265, 8000
+
+    def __init__(self, state_dir: Path) -> None:
+        redis = redis_server()
+        super().__init__(state_dir)
+        self.token_file = state_dir / "ray-token"
+        self.token_file.write_text(secrets.token_hex(32))
+        self._password = secrets.token_hex(16)
+        self._redis = subprocess.Popen(
+            [*redis, "--bind", self.gateway, "--port", "6399", "--requirepass", self._password, "--save", ""],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            cwd=state_dir,
+        )  # fmt: skip
+
+    def environment(self) -> dict[str, str]:
+        """Of every node: as on one machine, on the ports that every machine has for itself."""
+        env = LocalCluster(state_dir=self.state_dir).environment()
+        return {
+            **env,
+            "PYTHONPATH": str(ROOT),
+            "RAY_REDIS_ADDRESS": f"{self.gateway}:6399",
+            "RAY_REDIS_PASSWORD": self._password,
+            "REDIS_PASSWORD": self._password,
+            "RAY_external_storage_namespace": "tests",
+        }
+
+    def start_head(self, name: str = "head") -> Node:
+        """Start or start again the head; no replica fits on it."""
+        node = self.nodes.get(name) or self.add(name)
+        node.start(
+            [
+                "ray", "start", "--head", "--block", "--num-cpus=0", f"--node-ip-address={node.ip}",
+                f"--port={self.GCS_PORT}", f"--dashboard-host={node.ip}", f"--dashboard-port={self.DASHBOARD_PORT}",
+                "--object-store-memory=200000000", "--disable-usage-stats",
+            ],
+            self.environment(),
+        )  # fmt: skip
+        return node
+
+    def start_worker(self, name: str, *, n_cpus: int, resources: Mapping[str, float]) -> Node:
+        """Add a node with these resources."""
+        node = self.add(name)
+        env = self.environment()
+        for variable in ("RAY_REDIS_ADDRESS", "RAY_REDIS_PASSWORD", "REDIS_PASSWORD", "RAY_external_storage_namespace"):
+            del env[variable]
+        node.start(
+            [
+                "ray", "start", "--block", f"--address={self.nodes['head'].ip}:{self.GCS_PORT}",
+                f"--node-ip-address={node.ip}", f"--num-cpus={n_cpus}", f"--resources={json.dumps(dict(resources))}",
+                "--object-store-memory=200000000", "--disable-usage-stats",
+            ],
+            env,
+        )  # fmt: skip
+        return node
+
+    def ask_dashboard(self, path: str, *, ip: str | None = None) -> Any:
+        """What the head's dashboard answers; None while it does not."""
+        headers = {"Authorization": f"Bearer {self.token_file.read_text()}"}
+        url = f"http://{ip or self.nodes['head'].ip}:{self.DASHBOARD_PORT}{path}"
+        try:
+            return httpx.get(url, headers=headers, timeout=10).raise_for_status().json()
+        except httpx.HTTPError:
+            return None
+
+    def deploy(self, document: dict[str, Any]) -> None:
+        """Put a Serve configuration, as `serve deploy` does."""
+        headers = {"Authorization": f"Bearer {self.token_file.read_text()}"}
+        url = f"http://{self.nodes['head'].ip}:{self.DASHBOARD_PORT}/api/serve/applications/"
+        httpx.put(url, json=document, headers=headers, timeout=30).raise_for_status()
+
+    def replicas(self) -> dict[str, dict[str, str]]:
+        """Running replicas: of each deployment, their ids and the address of their node."""
+        answer = self.ask_dashboard("/api/serve/applications/")
+        if not answer:
+            return {}
+        return {
+            name: {
+                replica["replica_id"]: replica["node_ip"]
+                for replica in deployment["replicas"]
+                if replica["state"] == "RUNNING"
+            }
+            for application in answer["applications"].values()
+            for name, deployment in application["deployments"].items()
+        }
+
+    def status(self) -> str | None:
+        """Of the application."""
+        answer = self.ask_dashboard("/api/serve/applications/")
+        return next((entry["status"] for entry in answer["applications"].values()), None) if answer else None
+
+    def url(self, name: str) -> str:
+        """Of the service through the proxy of a node."""
+        return f"http://{self.nodes[name].ip}:{self.HTTP_PORT}"
+
+    def close(self) -> None:
+        """Everything, Redis last."""
+        try:
+            super().close()
+        finally:
+            self._redis.kill()
+            self._redis.wait()
+
+
+def poll(what: str, ask: Callable[[], Any], *, timeout_s: float) -> Any:
+    """What `ask` answers as soon as it is anything but false."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if answer := ask():
+            return answer
+        time.sleep(0.3)
+    raise AssertionError(f"not within {timeout_s} s: {what}")
+
+
+def dump(document: dict[str, Any], path: Path) -> Path:
+    """A configuration as a file."""
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+PYTHON = sys.executable
