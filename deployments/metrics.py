@@ -40,8 +40,9 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 from deployments.answers import ServedModel
 from soundstage import errors
+from soundstage.live.events import Final, LevelReading, LiveEvent, Sound
 from soundstage.pipeline import DEFAULT_MIN_SCORE, without_faint
-from soundstage.types import ChunkAnalysis, Levels
+from soundstage.types import ChunkAnalysis, Levels, Segment
 
 LATENCY_BOUNDS_S = [
     0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0,
@@ -81,6 +82,8 @@ LOUDNESS_BOUNDS_LU = [
 ]
 """Below 0 LUFS, since Ray takes no negative bounds: 23 is the -23 LUFS of EBU R 128, 16 and 14 what music services
 ask for, 70 the gate below which nothing has a loudness."""
+LEVEL_PERIOD_S = 10
+"""Of a live stream one reading in ten seconds is kept beside the loudness of whole files."""
 MAX_TRUE_PEAK_DBTP = -1.0
 """Source: EBU R 128 (2023)."""
 
@@ -179,14 +182,22 @@ class ContentMetrics:
         )
 
     def chunk(self, analysis: ChunkAnalysis) -> None:
-        """One more piece was analysed; of live streams, what is final."""
+        """One more piece of a file was analysed."""
         self.audio(analysis.end_s - analysis.start_s)
         for segment in analysis.segments:
-            self._words.inc(len(segment.text.split()))
-            _add(self._speech_s, segment.end_s - segment.start_s)
+            self.segment(segment)
         for event in without_faint(analysis, DEFAULT_MIN_SCORE).events:
-            self._events.inc(tags={"label": event.label})
-            _add(self._sound_s, event.end_s - event.start_s, label=event.label)
+            self.sound(event.label, event.end_s - event.start_s)
+
+    def segment(self, segment: Segment) -> None:
+        """Something was written down for good."""
+        self._words.inc(len(segment.text.split()))
+        _add(self._speech_s, segment.end_s - segment.start_s)
+
+    def sound(self, label: str, seconds: float) -> None:
+        """A sound was heard for so long."""
+        self._events.inc(tags={"label": label})
+        _add(self._sound_s, seconds, label=label)
 
     def audio(self, seconds: float) -> None:
         """So much more audio was analysed."""
@@ -258,6 +269,7 @@ class LiveMetrics:
     """
 
     def __init__(self) -> None:
+        self._content = ContentMetrics("live")
         self._streams = LastingGauge("soundstage_live_streams", "Live streams that are open.")
         self._lag = self._delay("stream_lag", "How far analysis is behind what has arrived of a live stream.")
         self._first_partial = self._delay("first_partial", "From the first speech of a live stream to its first text.")
@@ -287,6 +299,22 @@ class LiveMetrics:
     def sound_delay(self, seconds: float) -> None:
         """Once an event."""
         self._sound.observe(max(0.0, seconds))
+
+    def audio(self, seconds: float) -> None:
+        """So much more of a stream was analysed."""
+        self._content.audio(seconds)
+
+    def heard(self, event: LiveEvent) -> None:
+        """What a stream was told; counts what is final."""
+        match event:
+            case Final():
+                self._content.segment(event.segment)
+            case Sound(state="confirmed", end_s=float(end_s)):
+                self._content.sound(event.label, end_s - event.start_s)
+            case LevelReading() if int(event.end_s) % LEVEL_PERIOD_S == 0:
+                self._content.loudness(event.short_term_lufs)
+            case _:
+                pass
 
 
 class StageMetrics:
