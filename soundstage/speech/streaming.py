@@ -199,7 +199,8 @@ class SpeechStream:
         self._n_min_speech = n_frames_in(activity.min_speech_s)
         self._n_longest = int(params.max_utterance_s / FRAME_S)
         self._tracker = SpeechTracker(activity)
-        kept_s = max(params.max_utterance_s, params.context.max_duration_s) + params.context.max_pause_s + 4
+        # A piece, and a second before room is made by moving all that is kept.
+        kept_s = max(params.max_utterance_s, params.context.max_duration_s) + params.context.max_pause_s + 3
         self._samples = Recent(round(kept_s * SAMPLE_RATE))
         self._probs = Recent(n_frames_in(kept_s))
         self._utterance: _Utterance | None = None
@@ -286,6 +287,7 @@ class SpeechStream:
                 utterance = self._begin(n - 1)
             utterance.end, utterance.peak, utterance.asked = n, max(utterance.peak, prob), None
             self._judge(utterance)
+            self._bound_context(n + self._n_padding)
             if n - utterance.first > self._n_longest:
                 self._cut(utterance)
         elif utterance is not None:
@@ -301,6 +303,11 @@ class SpeechStream:
         self._utterance = _Utterance(first, voice, voice, Draft(self._params.n_tentative_words), first)
         return self._utterance
 
+    def _bound_context(self, end: int) -> None:
+        """Leave out what lies too far back for a final that ends before a frame."""
+        while self._context and (end - self._context[0][0]) * FRAME_S > self._params.context.max_duration_s:
+            del self._context[0]
+
     def _judge(self, utterance: _Utterance) -> None:
         """Give the utterance its number as soon as it is certain that it is one."""
         is_long = utterance.end - utterance.voice >= self._n_min_speech
@@ -312,8 +319,6 @@ class SpeechStream:
 
     def _ask(self, utterance: _Utterance, end: int) -> None:
         """Ask for the final of the utterance as if it ended before a frame."""
-        while self._context and (end - self._context[0][0]) * FRAME_S > self._params.context.max_duration_s:
-            del self._context[0]
         span = tuple(_region(*frames) for frames in (*self._context, (utterance.first, end)))
         first = self._context[0][0] if self._context else utterance.first
         job = TranscribeJob(
