@@ -15,7 +15,14 @@ from soundstage.export import Precision
 from soundstage.export.graph import ServedGraph, Tensors, WarmUp, computed, traced
 from soundstage.models.registry import ModelFolder
 from soundstage.sound.listener import EDGE_STEPS
-from soundstage.sound.model import LEVEL_S, SoundParams, build_network, member_weights, set_network_weights
+from soundstage.sound.model import (
+    LEVEL_S,
+    LevelRange,
+    SoundParams,
+    build_network,
+    member_weights,
+    set_network_weights,
+)
 
 _WARM_UP_S = (0.3, 2, 5, 12, 30)
 
@@ -94,15 +101,18 @@ class SoundGraph(ServedGraph):
 
     def _hear(self, members: list[list[tf.Tensor]], samples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Scores (n_rows, n_labels) and (n_rows, n_steps, n_labels) of one window, averaged over the members."""
-        log_mel = self._window_features(samples)
-        answers = [self._run(member, log_mel) for member in members]
+        mel, loudest = self._window_mel(samples)
+        answers = [
+            self._run(member, self._levelled(mel, loudest, own))
+            for member, own in zip(members, self._params.level_ranges, strict=True)
+        ]
         clip = tf.add_n([self._clip_scores(answer["clip"]) for answer in answers]) / len(members)
         frames = tf.add_n([tf.sigmoid(answer["frames"]) for answer in answers]) / len(members)
         silent = tf.maximum(frames[..., -1:], clip[:, tf.newaxis, -1:])  # soundstage.sound.model.with_silence
         return clip, tf.concat([frames[..., :-1], silent], axis=-1)
 
-    def _window_features(self, samples: tf.Tensor) -> tf.Tensor:
-        """soundstage.sound.model.levelled of the spectrogram of each row: float32 (n_rows, n_frames, n_mels)."""
+    def _window_mel(self, samples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The spectrogram of each row, float32 (n_rows, n_frames, n_mels), and its loudest moment, (n_rows, 1, 1)."""
         params = self._params.features
         window = frame_window(params)
         frames = tf.signal.frame(samples, len(window), params.hop_length) * window
@@ -113,9 +123,14 @@ class SoundGraph(ServedGraph):
         width = round(LEVEL_S * params.sample_rate / params.hop_length)
         level = tf.reduce_mean(mel, axis=2, keepdims=True)
         smooth = tf.nn.conv1d(level, tf.fill((width, 1, 1), 1 / width), stride=1, padding="SAME")
-        loudest = tf.reduce_max(smooth, axis=1, keepdims=True)  # (n_rows, 1, 1)
-        gain = tf.minimum(self._params.max_gain, self._params.level_target / tf.maximum(loudest, 1e-9))
-        return tf.math.log(mel * gain + params.log_offset)
+        return mel, tf.reduce_max(smooth, axis=1, keepdims=True)
+
+    def _levelled(self, mel: tf.Tensor, loudest: tf.Tensor, level_range: LevelRange) -> tf.Tensor:
+        """soundstage.sound.model.levelled."""
+        louder = tf.minimum(level_range.max_gain, level_range.lowest / tf.maximum(loudest, 1e-9))
+        softer = 1.0 if level_range.highest is None else tf.minimum(1.0, level_range.highest / loudest)
+        gain = tf.where(loudest < level_range.lowest, louder, softer)
+        return tf.math.log(mel * gain + self._params.features.log_offset)
 
     def _clip_scores(self, logits: tf.Tensor) -> tf.Tensor:
         """soundstage.sound.model.clip_scores."""

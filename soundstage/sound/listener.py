@@ -176,9 +176,11 @@ class SoundListener:
                 part = indices[start : start + _BATCH_SIZES[-1]]
                 size = next(size for size in _BATCH_SIZES if size >= len(part))
                 mels = [self._mel(pieces[i]) for i in part]
-                features = np.stack([levelled(mel, self.params) for mel in mels])
-                batch = np.concatenate([features, np.zeros((size - len(part), *features.shape[1:]), np.float32)])
-                answers = [network.predict_on_batch(batch) for network in self._networks]
+                mels += [np.zeros_like(mels[0])] * (size - len(part))
+                answers = [
+                    network.predict_on_batch(np.stack([levelled(mel, own, self.params.features) for mel in mels]))
+                    for network, own in zip(self._networks, self.params.level_ranges, strict=True)
+                ]
                 clip = np.mean([clip_scores(answer["clip"], self.params) for answer in answers], axis=0)
                 frames = np.mean([frame_scores(answer["frames"]) for answer in answers], axis=0)
                 frames = with_silence(frames, clip)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import keras
 import numpy as np
 from keras import layers
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from scipy.special import expit, softmax
 
 from soundstage.audio.features import n_frames
@@ -28,7 +29,9 @@ EXTRA_LABELS = (SPEECH, MUSIC, SILENCE)
 STEP_FRAMES = 32
 """Frames to a step: the body halves the time axis five times."""
 LEVEL_S = 0.25
-"""Over which the level is smoothed where a window is brought to level_target."""
+"""Over which the level is smoothed where the level of a window is judged."""
+MEDIAN_LEVEL = 3.0
+"""Mean mel magnitude of the loudest quarter of a second of a clip of ESC-50; half of them are louder."""
 N_EMBEDDING = 1024
 
 _BLOCKS = (
@@ -53,28 +56,56 @@ LAYER_NAMES = ("conv", *(f"{kind}_{i}" for i in range(1, 14) for kind in ("depth
 HEAD_NAMES = ("clip", "frames")
 
 
+class LevelRange(Params):
+    """How loud windows are when a network sees them: the mean mel magnitude of their loudest quarter of a second.
+
+    Brought to one level, a quiet recording looks as it did in training; left as it is, it tells how loud such things
+    are recorded. Networks of both kinds know more together than two of one.
+    """
+
+    lowest: float = Field(MEDIAN_LEVEL, gt=0)
+    """What is fainter is brought here."""
+    highest: float | None = Field(MEDIAN_LEVEL, gt=0)
+    """What is louder is brought here; None leaves it as it is."""
+    max_gain: float = Field(20.0, ge=1)
+    """At most so much louder, so that silence stays silence."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.highest is not None and self.highest < self.lowest:
+            raise ValueError(f"highest {self.highest} must not lie below lowest {self.lowest}")
+        return self
+
+    def gain(self, loudest: float) -> float:
+        """What a window is multiplied by."""
+        if loudest < self.lowest:
+            return min(self.max_gain, self.lowest / max(loudest, 1e-9))
+        return 1.0 if self.highest is None else min(1.0, self.highest / loudest)
+
+
 class SoundParams(Params):
     """What the classifier was trained with; saved beside its weights.
 
     Attributes:
         sounds: What it knows beside speech, music and silence.
         is_exclusive: A clip holds one of the sounds or none of them; else any number of them.
-        n_members: Networks whose scores are averaged; their weights are named "member_0/conv/kernel" and so on.
         window_s: Seconds of audio that the body sees at once, at most.
-        level_target: The loudest quarter of a second of each window is brought to this mean mel magnitude, so that
-            a quiet recording looks as it did in training. 3 is near the median of ESC-50.
-        max_gain: At most so much louder, so that silence stays silence.
+        level_ranges: One for each network. Their scores are averaged; their weights are named "member_0/conv/kernel"
+            and so on.
         events: How its frame scores become events.
     """
 
     features: FeatureParams = FeatureParams()
     sounds: tuple[str, ...] = Field(min_length=1)
     is_exclusive: bool = True
-    n_members: int = Field(1, ge=1)
     window_s: float = Field(5.0, gt=0)
-    level_target: float = Field(3.0, gt=0)
-    max_gain: float = Field(20.0, ge=1)
+    level_ranges: tuple[LevelRange, ...] = Field((LevelRange(),), min_length=1)
     events: EventParams = EventParams()
+
+    @property
+    def n_members(self) -> int:
+        """Networks whose scores are averaged."""
+        return len(self.level_ranges)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -126,19 +157,19 @@ def levels(mel: NDArray[np.float32], params: FeatureParams) -> NDArray[np.float3
     return np.convolve(mel.mean(axis=1), np.full(width, 1 / width, np.float32), "same")
 
 
-def levelled(mel: NDArray[np.float32], params: SoundParams) -> NDArray[np.float32]:
-    """What the body sees of one window: the logarithm, after the loudest moment is brought to params.level_target.
+def levelled(mel: NDArray[np.float32], level_range: LevelRange, params: FeatureParams) -> NDArray[np.float32]:
+    """What the body sees of one window: the logarithm, after the loudest moment is brought into a range.
 
     Args:
-        mel: float32 (n_frames, n_mels), magnitudes of at most params.n_window_samples.
-        params: The frozen parameters saved beside the weights.
+        mel: float32 (n_frames, n_mels), magnitudes of one window.
+        level_range: Of the network.
+        params: What it was made with.
 
     Returns:
         float32 (n_frames, n_mels).
     """
-    loudest = float(levels(mel, params.features).max())
-    gain = min(params.max_gain, params.level_target / max(loudest, 1e-9))
-    result: NDArray[np.float32] = np.log(mel * np.float32(gain) + np.float32(params.features.log_offset))
+    gain = level_range.gain(float(levels(mel, params).max()))
+    result: NDArray[np.float32] = np.log(mel * np.float32(gain) + np.float32(params.log_offset))
     return result
 
 

@@ -20,10 +20,10 @@ from soundstage.export.saved_model import EXTRA_DIR, WARM_UP_NAME, serving_versi
 from soundstage.export.sound import SoundGraph
 from soundstage.models.registry import ModelCard, ModelFolder, write_folder
 from soundstage.sound.listener import SoundListener, windows_of
-from soundstage.sound.model import SoundParams, build_network, member_name, network_weights
+from soundstage.sound.model import LevelRange, SoundParams, build_network, member_name, network_weights
 from soundstage.types import Waveform
 
-PARAMS = SoundParams(sounds=("dog", "rain", "siren"), n_members=2)
+PARAMS = SoundParams(sounds=("dog", "rain", "siren"), level_ranges=(LevelRange(), LevelRange(lowest=0.3, highest=None)))
 DURATIONS_S = (0.0, 0.01, 0.5, 2.0, 5.0, 12.3)
 TOLERANCE = 1e-4
 """The Fourier transforms of TensorFlow and SciPy differ in the last bits; 1e-6 was measured."""
@@ -144,7 +144,7 @@ def test_the_graph_alone_hears_what_the_listener_hears(exported: Path, listener:
 
 
 def test_quiet_and_silent_rows_of_sounds_that_go_together(tmp_path: Path) -> None:
-    folder = sound_folder(tmp_path, PARAMS.model_copy(update={"n_members": 1, "is_exclusive": False}))
+    folder = sound_folder(tmp_path, PARAMS.model_copy(update={"level_ranges": (LevelRange(),), "is_exclusive": False}))
     rows = np.concatenate([waveform(6.0), waveform(6.0) * np.float32(0.001), np.zeros((1, 96_000), np.float32)])
     answer = SoundGraph(folder, "float32").signatures["serving_default"](waveform=tf.constant(rows))
     for i, expected in enumerate(SoundListener(folder).listen([Waveform(samples=row) for row in rows])):
@@ -218,7 +218,9 @@ def test_a_version_that_is_there_stays_as_it_is(exported: Path, folder: ModelFol
 
 
 def test_a_model_that_gives_no_numbers_is_not_written(tmp_path: Path) -> None:
-    folder = sound_folder(tmp_path / "registry", PARAMS.model_copy(update={"n_members": 1}), gain=float("nan"))
+    folder = sound_folder(
+        tmp_path / "registry", PARAMS.model_copy(update={"level_ranges": (LevelRange(),)}), gain=float("nan")
+    )
     result = export(folder.path, tmp_path / "serving")
     assert result.exit_code == 1
     assert "not finite: serving_default" in result.stderr

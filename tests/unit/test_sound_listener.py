@@ -20,10 +20,12 @@ from soundstage.params import FeatureParams
 from soundstage.sound.edges import edges
 from soundstage.sound.listener import SoundListener, windows_of
 from soundstage.sound.model import (
+    LevelRange,
     SoundParams,
     build_network,
     clip_scores,
     levelled,
+    levels,
     member_name,
     network_weights,
     set_network_weights,
@@ -125,10 +127,28 @@ def test_a_quiet_recording_scores_like_a_loud_one(listener: SoundListener) -> No
     np.testing.assert_allclose(loud.tags, quiet.tags, atol=1e-3)
 
 
+def test_a_network_may_hear_how_loud_a_recording_is_but_not_how_faint() -> None:
+    """Each window's loudest moment is brought into the network's range, and nothing more."""
+    features = PARAMS.features
+    mel = mel_spectrogram(noise(5.0), features)
+    mel *= np.float32(1.0 / levels(mel, features).max())
+    natural, even = LevelRange(lowest=0.3, highest=None), LevelRange(lowest=3.0, highest=3.0)
+
+    def seen(gain: float, level_range: LevelRange) -> float:
+        shown = np.exp(levelled(mel * np.float32(gain), level_range, features)) - features.log_offset
+        return float(levels(shown.astype(np.float32), features).max())
+
+    assert [seen(gain, natural) for gain in (0.1, 0.5, 20.0)] == pytest.approx([0.3, 0.5, 20.0], rel=1e-3)
+    assert [seen(gain, even) for gain in (0.2, 0.5, 20.0)] == pytest.approx([3.0, 3.0, 3.0], rel=1e-3)
+    with pytest.raises(ValueError, match="must not lie below"):
+        LevelRange(lowest=1.0, highest=0.5)
+
+
 def test_silence_is_not_turned_up_without_end() -> None:
     dither = np.random.default_rng(0).standard_normal(80_000).astype(np.float32) * np.float32(1 / 65_536)
     zeros = np.zeros(80_000, np.float32)
-    features, nothing = (levelled(mel_spectrogram(samples, PARAMS.features), PARAMS) for samples in (dither, zeros))
+    params = PARAMS.features
+    features, nothing = (levelled(mel_spectrogram(clip, params), LevelRange(), params) for clip in (dither, zeros))
     assert features.max() < -1.0
     np.testing.assert_allclose(nothing, np.log(0.001), rtol=1e-5)
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from soundstage.params import EventParams, Params
+from soundstage.sound.model import LevelRange
 from training.config import BadConfig, Range, Share, explained, read_yaml
 
 N_BLOCKS = 13
@@ -69,9 +70,11 @@ class AugmentationConfig(Params):
     noise: Share = 0.3
     """How often noise is added."""
     noise_db: Range = (-70.0, -36.0)
-    """Level of the noise; 0 dB is the level that every window is brought to."""
+    """Level of the noise; 0 dB is the median level of clips."""
+    gain: Share = 1.0
+    """How often a window is made louder or softer before the network's level range is applied."""
     gain_db: Range = (-20.0, 10.0)
-    """Of the window, before it is brought to one level, so that it says how much of that is undone."""
+    """By how much: of the median level of clips where the range brings all to one level, else of its own."""
     equaliser_db: float = Field(0.0, ge=0)
     """Standard deviation at each of five bands, a curve between them."""
     mask: Share = 0.0
@@ -177,6 +180,8 @@ class Config(Params):
     """Markdown for the model card: where the clips are from, whom to name, what it is for, where it fails."""
     window_s: float = Field(5.0, gt=0.4)
     """Seconds that the network sees at once. Longer clips are cut where they sound, shorter ones padded."""
+    level: LevelRange = LevelRange()
+    """How loud windows are when the network sees them."""
     data: DataConfig = DataConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     targets: TargetConfig = TargetConfig()

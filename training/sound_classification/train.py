@@ -94,7 +94,7 @@ class Trainer:
         self.params = SoundParams(
             sounds=tuple(label for label in table.labels if label not in EXTRA_LABELS),
             is_exclusive=table.is_exclusive,
-            n_members=len(self._members),
+            level_ranges=tuple(config.level for config in self._members),
             window_s=config.window_s,
             events=config.events,
         )
@@ -177,11 +177,11 @@ class Trainer:
             if not is_ours or target.exists():
                 return
             tested = [clip for clip in self._material.table.clips if clip.fold == goal.left_out]
-            weights, n_members = self._weights(goal), len(self._members)
+            weights, ranges = self._weights(goal), self.params.level_ranges
             figures = self._recognition(goal, weights, self.params, tested)
-            if n_members > 1:
-                alone = self.params.model_copy(update={"n_members": 1})
-                for member in range(n_members):
+            if len(ranges) > 1:
+                for member, level_range in enumerate(ranges):
+                    alone = self.params.model_copy(update={"level_ranges": (level_range,)})
                     prefix = member_name(member, "")
                     own = {
                         member_name(0, k.removeprefix(prefix)): v for k, v in weights.items() if k.startswith(prefix)

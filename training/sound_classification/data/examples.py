@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soundstage.audio.features import n_frames
-from soundstage.sound.model import MUSIC, SILENCE, SPEECH, STEP_FRAMES, SoundParams, levelled, levels
+from soundstage.sound.model import MEDIAN_LEVEL, MUSIC, SILENCE, SPEECH, STEP_FRAMES, SoundParams, levelled, levels
 from training.sound_classification.config import Config
 from training.sound_classification.data.material import Backgrounds, Clips, Spectrogram
 from training.sound_classification.data.table import Clip
@@ -75,6 +75,7 @@ class _Part:
         level: float32 (n_frames,).
         times: For each label that is known with its times, which frames hold it.
         untimed: Labels of which only the presence is known.
+        recorded: The loudest level of the clip as it was recorded.
         share: In a mix of clips.
         unknown: Labels that may be heard in it or not.
     """
@@ -83,6 +84,7 @@ class _Part:
     level: Floats
     times: dict[int, NDArray[np.bool_]]
     untimed: tuple[int, ...]
+    recorded: float = MEDIAN_LEVEL
     share: float = 1.0
     unknown: tuple[int, ...] = ()
 
@@ -149,10 +151,10 @@ class Mixer:
 
     def _window(self, rng: np.random.Generator, place: int, *, is_short: bool) -> tuple[Floats | np.float32, ...]:
         """One window: the fields of a batch without its first axis."""
-        augmentation, target = self._augmentation, np.float32(self._params.level_target)
+        augmentation = self._augmentation
         if place == _SCENE:
             parts, mel = self._scene(rng)
-            mel *= target * _gain(rng.uniform(*augmentation.gain_db))
+            mel *= self._loudness(rng, parts[-1])
         elif place >= 0:
             parts = self._clip_parts(rng, place)
             mel = parts[0].mel * np.float32(parts[0].share)
@@ -162,7 +164,7 @@ class Mixer:
                 under = self._background(rng, self._one_background(rng))
                 mel += under.mel * _gain(rng.uniform(*augmentation.background_db))
                 parts.append(under)
-            mel *= target * _gain(rng.uniform(*augmentation.gain_db))
+            mel *= self._loudness(rng, parts[0])
             if rng.random() < augmentation.noise:
                 mel += self._noise(rng, rng.uniform(*augmentation.noise_db))
         else:
@@ -171,9 +173,16 @@ class Mixer:
         if is_short:
             first = self._short_start(rng, parts)
             span = slice(first, first + self._n_short_frames)
-        log_mel = self._disturbed(rng, levelled(mel[span], self._params))
+        log_mel = self._disturbed(rng, levelled(mel[span], self._config.level, self._params.features))
         sounds, *others = self._targets(parts, span)
         return (log_mel, sounds, np.float32(place != _SCENE), *others)
+
+    def _loudness(self, rng: np.random.Generator, part: _Part) -> np.float32:
+        """How loud a window is, of which this part is the loudest, before the network's level range is applied."""
+        # Where every window is brought to one level, only noise and the logarithm's offset tell the difference.
+        loudest = part.recorded if self._config.level.highest is None else MEDIAN_LEVEL
+        is_changed = rng.random() < self._augmentation.gain
+        return np.float32(loudest) * (_gain(rng.uniform(*self._augmentation.gain_db)) if is_changed else np.float32(1))
 
     def _clip_parts(self, rng: np.random.Generator, place: int) -> list[_Part]:
         """A clip, or two that share a window; each as loud as the other where it is loudest."""
@@ -213,12 +222,14 @@ class Mixer:
             return np.roll(values, shift, axis=0) if shift else values
 
         level = fitted(heard.level)
-        scale = np.float32(1 / max(float(level.max()), _FAINTEST))
+        recorded = max(float(level.max()), _FAINTEST)
+        scale = np.float32(1 / recorded)
         return _Part(
             mel=fitted(heard.mel).astype(np.float32) * scale,
             level=level * scale,
             times={label: fitted(active) for label, active in times.items()},
             untimed=tuple(dict.fromkeys(untimed)),
+            recorded=recorded,
         )
 
     def _cut_start(self, rng: np.random.Generator, heard: Spectrogram, times: dict[int, NDArray[np.bool_]]) -> int:
@@ -257,9 +268,9 @@ class Mixer:
         return _Part(source.mel[span].astype(np.float32) * scale, level * scale, {}, (self._places[label],))
 
     def _noise(self, rng: np.random.Generator, level_db: float) -> Floats:
-        """Magnitudes of white noise; 0 dB is the level that windows are brought to."""
+        """Magnitudes of white noise; 0 dB is the median level of clips."""
         values = np.abs(rng.standard_normal((self._n_frames, self._params.features.n_mels), np.float32))
-        return np.asarray(values * np.float32(self._params.level_target) * _gain(level_db), np.float32)
+        return np.asarray(values * np.float32(MEDIAN_LEVEL) * _gain(level_db), np.float32)
 
     def _without_sounds(self, rng: np.random.Generator) -> tuple[list[_Part], Floats]:
         """Silence, speech, music, or speech over music; silence where there is neither."""
@@ -276,7 +287,7 @@ class Mixer:
         parts = [self._background(rng, label) for label in chosen]
         level_db = rng.uniform(-20, 6)
         for part in parts:
-            mel += part.mel * np.float32(self._params.level_target) * _gain(level_db)
+            mel += part.mel * np.float32(MEDIAN_LEVEL) * _gain(level_db)
             level_db += rng.uniform(-20, 5)
         return parts, mel
 
@@ -329,7 +340,7 @@ class Mixer:
         for label, heard in part.times.items():
             times[label] = np.zeros(n, np.bool_)
             times[label][first:end] = heard[source]
-        return _Part(mel, level, times, ())
+        return _Part(mel, level, times, (), part.recorded)
 
     def _disturbed(self, rng: np.random.Generator, log_mel: Floats) -> Floats:
         """Bands made louder and softer, and parts blanked."""
