@@ -58,7 +58,7 @@ class Status:
 
     Attributes:
         state: "running", "partly running", "stopped", or "invalid" where something has to be mended first.
-        n_queued: Files in all queues.
+        n_queued: Files in all queues, but for events that wait for the report.
         queues: Those in which files wait, the fullest first: name, files, bytes.
         groups: Each with its files in queues, active threads, and what it read, wrote in the last five minutes.
         problems: What is invalid, and why.
@@ -164,10 +164,11 @@ class Canvas:
             state = "stopped"
         else:
             state = "running" if not n_stopped else "partly running"
+        queues = sorted(_queues(status), key=lambda queue: -queue[1])
         return Status(
             state=state,
-            n_queued=status.flow_files_queued,
-            queues=sorted(_queues(status), key=lambda queue: -queue[1]),
+            n_queued=sum(n_files for _, n_files, _ in queues),
+            queues=queues,
             groups=[
                 _told_group(child.process_group_status_snapshot) for child in status.process_group_status_snapshots
             ],
@@ -251,14 +252,21 @@ class Canvas:
     def report(self) -> None:
         """Write the report of what was since the last one now, not at midnight."""
         part = next(each for each in self._processors(self._needed()) if each.component.name == flow.CLOSE_DAY)
+        config = part.component.config
+        at_midnight = {"scheduling_strategy": config.scheduling_strategy, "scheduling_period": config.scheduling_period}
         with _told("NiFi does not run the report"):
-            for state in ("STOPPED", "RUN_ONCE"):
-                nipyapi.canvas.schedule_processor(part.id, state)
+            nipyapi.canvas.schedule_processor(part.id, "STOPPED")
+            try:
+                # NiFi does not run a part once that is scheduled by a calendar.
+                _reschedule(part.id, scheduling_strategy="TIMER_DRIVEN", scheduling_period="1 hour")
+                nipyapi.canvas.schedule_processor(part.id, "RUN_ONCE")
                 self._wait(lambda: _is_stopped(part.id), "does not run the report")
-            nipyapi.canvas.schedule_processor(part.id, "RUNNING")
+            finally:
+                _reschedule(part.id, **at_midnight)
+                nipyapi.canvas.schedule_processor(part.id, "RUNNING")
 
     def remove(self, *, drop: bool = False) -> int:
-        """Take the flow out of NiFi, with its parameters.
+        """Take the flow out of NiFi, with its parameters and the events since the last report.
 
         Args:
             drop: Also where files wait in its queues; they are lost to the flow.
@@ -276,8 +284,7 @@ class Canvas:
         self.stop()
         with _told("NiFi does not remove the flow"):
             nipyapi.canvas.schedule_all_controllers(group, False)
-            if n_queued:
-                nipyapi.canvas.purge_process_group(nipyapi.canvas.get_process_group(group, "id"))
+            nipyapi.canvas.purge_process_group(nipyapi.canvas.get_process_group(group, "id"))
             nipyapi.canvas.delete_process_group(nipyapi.canvas.get_process_group(group, "id"))
             nipyapi.parameters.delete_parameter_context(self._context())
         return n_queued
@@ -456,6 +463,11 @@ def _schedule(group: str, state: Literal["RUNNING", "STOPPED"]) -> None:
     api.FlowApi().schedule_components(id=group, body=api.ScheduleComponentsEntity(id=group, state=state))
 
 
+def _reschedule(processor: str, **schedule: str) -> None:
+    entity = nipyapi.canvas.get_processor(processor, "id")
+    nipyapi.canvas.update_processor(entity, update=api.ProcessorConfigDTO(**schedule))
+
+
 def _is_stopped(processor: str) -> bool:
     is_stopped: bool = api.ProcessorsApi().get_processor(processor).status.run_status == "Stopped"
     return is_stopped
@@ -483,7 +495,7 @@ def _told(complaint: str) -> Iterator[None]:
 def _queues(status: Any) -> Iterator[tuple[str, int, int]]:
     for entity in status.connection_status_snapshots:
         queue = entity.connection_status_snapshot
-        if queue.flow_files_queued:
+        if queue.flow_files_queued and queue.name != flow.EVENTS:
             yield f"{queue.source_name} > {queue.destination_name}", queue.flow_files_queued, queue.bytes_queued
     for child in status.process_group_status_snapshots:
         yield from _queues(child.process_group_status_snapshot)

@@ -27,6 +27,8 @@ CONTEXT = "soundstage"
 DEFINITION = Path(__file__).with_name("flow.json")
 INGEST, ASK, CLOSE_DAY = "1 Ingest", "Ask the service", "Close the day"
 """Parts that commands look for."""
+EVENTS = "events of the day"
+"""Queues of what was, for the report: no work waits in them."""
 
 PARAMETERS = (
     Parameter(name="watch_folder", description="Rushes arrive here, in any depth. Nothing in it is changed."),
@@ -975,23 +977,36 @@ def _tell(group: Group, as_json: Part) -> None:
         comments="Of the report.",
         properties={"Pretty Print JSON": "true", "Allow Scientific Notation": "false"},
     )
-    day = group.processor(
+    close = group.processor(
         CLOSE_DAY,
+        "GenerateFlowFile",
+        at=at(2, 10),
+        comments="Five minutes past midnight; python -m nifi report does it at once.",
+        properties={
+            "generate-ff-custom-text": json.dumps(dict.fromkeys(EVENT_FIELDS, "") | {"event": "close"}),
+            "event": "close",
+        },
+        every="0 5 0 * * ?",
+        cron=True,
+        primary_only=True,
+    )
+    day = group.processor(
+        "Gather the day",
         "MergeContent",
         at=at(1, 13),
-        comments="Five minutes past midnight. Run once, it reports at once: python -m nifi report.",
+        comments="Events wait here until the day is closed.",
         properties={
             "Merge Strategy": "Bin-Packing Algorithm",
-            "Correlation Attribute Name": "event_day",
-            "Minimum Number of Entries": "1",
+            "Minimum Number of Entries": "1000000",
             "Maximum Number of Entries": "1000000",
-            "Maximum number of Bins": "400",
+            "Maximum number of Bins": "2",
+            "Bin Termination Check": "${event:equals('close')}",
+            "FlowFile Insertion Strategy": "Last in Bin",
             "Delimiter Strategy": "Text",
             "Demarcator File": "\n",
         },
         ends=("original",),
-        every="0 5 0 * * ?",
-        cron=True,
+        every="1 sec",
     )
     query = group.processor(
         "Add it up",
@@ -1005,8 +1020,8 @@ def _tell(group: Group, as_json: Part) -> None:
         "Name the report",
         "UpdateAttribute",
         at=at(1, 15),
-        comments="reports/<day>.<when it was made>.summary.json and .events.json",
-        properties={"filename": "${event_day}.${now():format('yyyyMMddHHmmss')}.${QueryRecord.Route}.json"},
+        comments="reports/<when>.summary.json and <when>.events.json",
+        properties={"filename": "${now():format(\"yyyy-MM-dd'T'HHmmss\")}.${QueryRecord.Route}.json"},
     )
     report = group.processor(
         "Write the report",
@@ -1022,7 +1037,8 @@ def _tell(group: Group, as_json: Part) -> None:
         penalty="5 sec",
     )
     group.connect(as_json, hook, "success", room=Room(100_000))
-    group.connect(as_json, day, "success", room=Room(1_000_000), name="events of the day")
+    group.connect(as_json, day, "success", room=Room(1_000_000), prioritizers=(OLDEST_FIRST,), name=EVENTS)
+    group.connect(close, day, "success", room=Room(1_000_000), name=EVENTS)
     group.connect(hook, post, "tell", room=Room(100_000))
     group.connect(day, query, "merged")
     group.connect(day, day, "failure", room=UNBOUNDED)
@@ -1043,8 +1059,8 @@ SUM(CASE WHEN event = 'delivered' THEN 1 ELSE 0 END) AS delivered,
 SUM(CASE WHEN event = 'quarantined' THEN 1 ELSE 0 END) AS failures,
 SUM(CAST(duration_s AS DOUBLE)) / 3600 AS hours,
 SUM(CASE WHEN loudness = 'out' THEN 1 ELSE 0 END) AS out_of_specification
-FROM FLOWFILE GROUP BY event_day"""
-EVENTS_SQL = "SELECT * FROM FLOWFILE"
+FROM FLOWFILE WHERE event <> 'close' GROUP BY event_day ORDER BY event_day"""
+EVENTS_SQL = "SELECT * FROM FLOWFILE WHERE event <> 'close'"
 
 
 def _delete(group: Group, place: tuple[float, float]) -> Part:
