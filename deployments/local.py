@@ -143,6 +143,10 @@ class LocalCluster:
             "RAY_SERVE_HAPROXY_STATS_PORT": str(self.ports.haproxy_stats),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(self.ports.haproxy_metrics),
             "RAY_SERVE_HAPROXY_NBTHREAD": "2",
+            # Of the three thousand series that a node offers by default, those that nobody looks at: half of them.
+            "RAY_enable_grpc_metrics_collection_for": "none",
+            "RAY_event_stats": "0",
+            "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": "2,5,10,20,50,100,200,500,1000,2000,5000,10000,30000,60000",
             # A client that has gone silent in the middle of an upload is let go after two minutes, not an hour.
             "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "120",
             # Ray's workers are at niceness 15 otherwise, behind everything else on the machine.

@@ -20,6 +20,7 @@ import ssl
 import sys
 import threading
 import time
+import warnings
 import wave
 from dataclasses import dataclass
 from itertools import cycle
@@ -33,9 +34,13 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
-from whisper_normalizer.english import EnglishTextNormalizer
 
 from soundstage import sample
+
+with warnings.catch_warnings():
+    # Its docstrings have backslashes that Python warns of.
+    warnings.simplefilter("ignore")
+    from whisper_normalizer.english import EnglishTextNormalizer
 
 PORT = 9105
 MARGIN_S = 0.2

@@ -8,11 +8,13 @@ import re
 import shutil
 import threading
 import time
+import wave
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import httpx
 import numpy as np
 import pytest
 import yaml
+from websockets.sync.client import connect
 
 from deployments.local import CONFIG, LocalCluster, Ports, _bind_next
 from monitoring.local import Monitor, stop
@@ -230,11 +233,32 @@ def busy(observed: Observed, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             # Leave the replicas a moment: candidates run only while nobody asks.
             done.wait(0.5)
 
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(3) as pool:
         clients = [pool.submit(keep_asking, first) for first in range(2)]
+        clients.append(pool.submit(keep_streaming, observed.cluster.url, clip, done))
         try:
             yield
         finally:
             done.set()
         for client in clients:
             client.result()
+
+
+def keep_streaming(url: str, clip: Path, done: threading.Event) -> None:
+    """A live programme: the sample again and again, as fast as it plays."""
+    with wave.open(str(clip)) as file:
+        rate, n_channels = file.getframerate(), file.getnchannels()
+        pcm = file.readframes(file.getnframes())
+    start = {"type": "start", "encoding": "pcm_s16le", "sample_rate": rate, "n_channels": n_channels}
+    piece_bytes = 2 * n_channels * rate // 5
+    with connect(url.replace("http", "ws") + "/v1/stream", max_size=None) as socket:
+        socket.send(json.dumps(start))
+        started_s = time.monotonic()
+        for number in count():
+            first = number * piece_bytes % (len(pcm) - piece_bytes)
+            socket.send(pcm[first - first % (2 * n_channels) :][:piece_bytes])
+            with suppress(TimeoutError):
+                while True:
+                    socket.recv(timeout=0)
+            if done.wait(max(0.0, started_s + 0.2 * (number + 1) - time.monotonic())):
+                break
