@@ -89,6 +89,14 @@ class LiveMeter(Protocol):
         """A sound was told so long after its start."""
         ...
 
+    def audio(self, seconds: float) -> None:
+        """So much more audio was looked at."""
+        ...
+
+    def heard(self, event: LiveEvent) -> None:
+        """What the stream was told."""
+        ...
+
 
 class Outbox:
     """Messages of one stream on their way to its client: numbered when they are sent, and kept to be sent again.
@@ -249,6 +257,7 @@ class LiveStream:
         self._warned: set[WarningCode] = set()
         self._has_text = False
         self._metered_s = self.started_s
+        self._counted_s = 0.0
         self._listener: Listener | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._task = asyncio.create_task(self._follow())
@@ -302,8 +311,6 @@ class LiveStream:
             InvalidRequest: The stream has been ended.
         """
         while self._inbox_bytes >= MAX_INBOX_BYTES and not self._has_end:
-            if self._is_held_back:
-                self.warn("audio_ahead", "audio comes faster than it is analysed; it waits on your side")
             self._room.clear()
             await self._room.wait()
         if self._has_end:
@@ -418,14 +425,20 @@ class LiveStream:
                     return self._take_next()
                 if self._is_finishing and not self._is_finished:
                     return self._finish
+            elif self._is_ahead and self._inbox_bytes >= MAX_INBOX_BYTES:
+                self.warn("audio_ahead", "audio comes faster than it is analysed; it waits on your side")
             await self._wake.wait()
 
     @property
     def _is_held_back(self) -> bool:
         """The models, or the reader, have to catch up first."""
+        return self._is_ahead or self._outbox.is_full
+
+    @property
+    def _is_ahead(self) -> bool:
         ends_s = [job.waveform.end_s for job, _ in self._jobs.values() if job.is_final]
         ahead_s = self._session.duration_s - min(ends_s, default=self._session.duration_s)
-        return ahead_s > self._settings.max_ahead_s or self._outbox.is_full
+        return ahead_s > self._settings.max_ahead_s
 
     def _take_next(self) -> Callable[[], list[LiveEvent]]:
         first = self._inbox.popleft()
@@ -537,7 +550,11 @@ class LiveStream:
             self._push(message_of(event))
             if self._meter is not None:
                 self._measure(self._meter, event, now_s)
-        lag_s = self._session.lag_s
+                self._meter.heard(event)
+        if self._meter is not None:
+            self._meter.audio(self._session.duration_s - self._counted_s)
+            self._counted_s = self._session.duration_s
+        lag_s = self._lag_s(now_s)
         if lag_s > self._settings.lag_warning_s:
             self.warn("lagging", f"results come {lag_s:.0f} s after the audio; the service is busy")
         elif lag_s < self._settings.lag_warning_s / 2:
@@ -545,6 +562,11 @@ class LiveStream:
         if self._meter is not None and now_s - self._metered_s > METER_S:
             self._metered_s = now_s
             self._meter.stream_lag(lag_s)
+
+    def _lag_s(self, now_s: float) -> float:
+        """How long ago the audio came that waits for an answer."""
+        waiting_s = self._session.lag_s
+        return now_s - self._came_at(self._session.duration_s - waiting_s) if waiting_s > 0 else 0.0
 
     def _measure(self, meter: LiveMeter, event: LiveEvent, now_s: float) -> None:
         match event:
