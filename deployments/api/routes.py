@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from deployments.api import openai
 from deployments.api.engine import Engine, before, collect
 from deployments.api.middleware import Gate, RequestMeter
+from deployments.api.realtime import add_realtime
 from deployments.api.requests import read_upload
 from deployments.api.responses import (
     EVENT_STREAM,
@@ -126,6 +127,7 @@ def create_app(
     _add_transcriptions(app, engine, args, config)
     streams = Streams(engine, args, config, meter=live_meter, ended=partial(_stream_ended, meter))
     add_stream(app, engine, args, keys, streams, is_draining=is_draining)
+    add_realtime(app, keys, streams)
     return app
 
 
