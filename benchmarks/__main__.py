@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import serving
+from benchmarks import serving, streaming
 from benchmarks.results import write_overview, write_result
 
 EVALUATIONS = {
@@ -30,6 +30,7 @@ BESIDE_THE_SERVICE = {
     "benchmarks.sound_events": ("esc50", "ljspeech", "yamnet"),
     "benchmarks.word_times": ("ljspeech",),
     "benchmarks.speech": ("ljspeech",),
+    "benchmarks.long_form": ("ljspeech", "esc50"),
 }
 """Modules that measure the models themselves and write their results, and the folders they need."""
 
@@ -41,6 +42,13 @@ def main(
     with serving.running_cluster() as cluster:
         figures, detail = serving.measure(cluster, rounds=5, hour=True)
         write_result("serving", figures, detail)
+        if _are_there("streaming", data, "ljspeech", "esc50"):
+            for n_streams, n_bulk in streaming.RUNS:
+                streaming.write(
+                    *streaming.measure(
+                        cluster.url, data, n_streams=n_streams, duration_s=120.0, n_bulk=n_bulk, cluster=cluster
+                    )
+                )
         for name, (module, folder, what) in EVALUATIONS.items():
             if not _are_there(name, data, folder):
                 continue

@@ -135,13 +135,13 @@ class Served:
 
 
 @contextmanager
-def watching(measure: Callable[[], float]) -> Iterator[list[float]]:
-    """Measure four times a second until the block ends."""
+def watching(measure: Callable[[], float], every_s: float = 0.25) -> Iterator[list[float]]:
+    """Measure again and again until the block ends."""
     seen = [measure()]
     done = threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.25):
+        while not done.wait(every_s):
             seen.append(measure())
 
     watcher = threading.Thread(target=watch)
