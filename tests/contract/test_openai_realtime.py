@@ -28,7 +28,8 @@ async def test_a_transcription_session_writes_down_what_is_said(service: Service
             }
         },
     }
-    deltas, event = [], None
+    deltas: list[str] = []
+    event: Any = None
     async with client.realtime.connect(extra_query={"intent": "transcription"}) as connection:
         await connection.session.update(session=asked)
         for start in range(0, len(pcm), 2 * rate):
