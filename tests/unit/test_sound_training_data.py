@@ -292,7 +292,22 @@ def test_backgrounds_and_windows_without_sounds_say_so(tmp_path: Path) -> None:
     assert is_clip.sum() == (sounds[:, -1] == 1).sum() == 24
     assert (extras[is_clip] == [1, 0, 0]).all(), "speech is under every clip"
     without = extras[~is_clip]
-    assert set(map(tuple, without.tolist())) == {(1, 0, 0), (0, 0, 1)}, "speech or silence, never both"
+    assert set(map(tuple, without.tolist())) <= {(1, 0, 0), (0, 0, 1), (0, 0, 0)}, "speech, silence or mere noise"
+    assert (without.sum(axis=0)[[0, 2]] > 0).all()
+
+
+def test_mere_noise_is_none_of_the_sounds(tmp_path: Path) -> None:
+    clips = [clip(f"{i}.wav", Heard(label="beep")) for i in range(8)]
+    mixer = mixer_of(
+        tmp_path, clips, [sound("beep", 2.0, i) for i in range(8)], without_sounds=8.0, hissing=1.0, silent=0
+    )
+    batch = mixer.batch(0)
+    is_noise = batch.sounds[:, -1] == 1
+    assert is_noise.any()
+    assert not batch.extras[is_noise].any()
+    assert not batch.frames[is_noise].any()
+    assert (batch.frame_weights[is_noise] == 1).all()
+    assert batch.log_mel[is_noise].max(axis=(1, 2)).min() > -3, "it can be heard"
 
 
 def test_scenes_say_which_part_of_each_step_holds_a_sound(tmp_path: Path) -> None:

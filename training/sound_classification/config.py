@@ -91,6 +91,8 @@ class AugmentationConfig(Params):
     """Windows without any of the sounds, for each clip: speech, music, both, or silence."""
     silent: Share = 0.2
     """Share of those that are silence."""
+    hissing: Share = 0.15
+    """Share of those that are nothing but noise of some colour, which is else taken for rain."""
     soundscapes: float = Field(0.0, ge=0)
     """Scenes for each clip: stretches of clips and of speech that come and go over something steady."""
     scene_events: tuple[int, int] = (1, 3)

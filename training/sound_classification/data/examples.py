@@ -26,6 +26,8 @@ _EDGE_FRAMES = 20
 """The loudest part of a clip is at least so far from the edges of a short window."""
 _QUIET_DB = (-110.0, -53.0)
 """Level of silence, of which some is digital."""
+_HISS_DB = (-45.0, 6.0)
+"""Level of noise that is no sound; 0 dB is the median level of clips."""
 _FAINTEST = 1e-6
 _WITHOUT_SOUNDS, _SCENE = -1, -2
 """Windows that are no clip's, in place of its place in the table."""
@@ -272,11 +274,22 @@ class Mixer:
         values = np.abs(rng.standard_normal((self._n_frames, self._params.features.n_mels), np.float32))
         return np.asarray(values * np.float32(MEDIAN_LEVEL) * _gain(level_db), np.float32)
 
+    def _coloured_noise(self, rng: np.random.Generator) -> _Part:
+        """Steady noise, brought to a loudest level of 1."""
+        colour = np.exp(rng.uniform(-1.5, 1.5) * np.linspace(-1, 1, self._params.features.n_mels))
+        noise = self._noise(rng, 0.0) * colour.astype(np.float32)
+        level = np.ones(self._n_frames, np.float32)
+        return _Part(noise / levels(noise, self._params.features).max(), level, {}, ())
+
     def _without_sounds(self, rng: np.random.Generator) -> tuple[list[_Part], Floats]:
-        """Silence, speech, music, or speech over music; silence where there is neither."""
+        """Silence, noise, speech, music, or speech over music; silence or noise where there is neither."""
         kind = rng.random()
         mel = np.zeros((self._n_frames, self._params.features.n_mels), np.float32)
-        if not self._backgrounds or kind < self._augmentation.silent:
+        silent, hissing = self._augmentation.silent, self._augmentation.hissing
+        if silent <= kind < silent + hissing:
+            noise = self._coloured_noise(rng)
+            return [noise], noise.mel * np.float32(MEDIAN_LEVEL) * _gain(rng.uniform(*_HISS_DB))
+        if not self._backgrounds or kind < silent:
             if rng.random() < 0.7:
                 mel = self._noise(rng, rng.uniform(*_QUIET_DB))
             always = np.ones(self._n_frames, np.bool_)
@@ -298,14 +311,12 @@ class Mixer:
 
     def _scene(self, rng: np.random.Generator) -> tuple[list[_Part], Floats]:
         """Stretches of clips and speech over a steady clip, or over noise of some colour."""
-        augmentation, n = self._augmentation, self._n_frames
+        augmentation = self._augmentation
         if self._steady and rng.random() < 0.5:
             under = self._clip_part(rng, int(rng.choice(self._steady)))
             under.untimed, under.unknown = (), under.untimed
         else:
-            colour = np.exp(rng.uniform(-1.5, 1.5) * np.linspace(-1, 1, self._params.features.n_mels))
-            noise = self._noise(rng, 0.0) * colour.astype(np.float32)
-            under = _Part(noise / levels(noise, self._params.features).max(), np.ones(n, np.float32), {}, ())
+            under = self._coloured_noise(rng)
         parts, mel = [under], under.mel.copy()
         for _ in range(int(rng.integers(augmentation.scene_events[0], augmentation.scene_events[1] + 1))):
             is_speech = SPEECH in self._backgrounds and rng.random() < _SPOKEN
