@@ -14,9 +14,9 @@ from typing import Protocol, Self
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
+from soundstage.captions.sdh import NEVER_SHOWN
 from soundstage.commands.live_output import GrowingFile, growing_file
 from soundstage.commands.live_source import Pieces, Source
 from soundstage.live_client import LiveClient, LiveRequest
@@ -72,7 +72,7 @@ class PlainLines:
         """Print what is for good."""
         if event["type"] == "warning":
             self._errors.print(_warning(event))
-        elif (line := _line(event)) is not None:
+        elif (line := line_of(event)) is not None:
             print(line.plain, flush=True)
 
 
@@ -81,9 +81,7 @@ class Screen:
 
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, auto_refresh=False, transient=True)
-        self._partial = Text()
-        self._sounding: dict[int, str] = {}
-        self._meter = Text()
+        self._bottom = Bottom()
 
     def __enter__(self) -> Self:
         self._live.__enter__()
@@ -95,27 +93,41 @@ class Screen:
 
     def show(self, event: JsonObject) -> None:
         """Scroll or replace."""
+        if event["type"] == "warning":
+            self._live.console.print(_warning(event))
+        elif (line := line_of(event)) is not None:
+            self._live.console.print(line)
+        self._bottom.heed(event)
+        self._live.update(Group(*self._bottom.lines), refresh=True)
+
+
+class Bottom:
+    """What stands below: what is being said, how loud it is, and what sounds."""
+
+    def __init__(self) -> None:
+        self._partial = Text()
+        self._meter = Text()
+        self._sounding: dict[int, str] = {}
+
+    def heed(self, event: JsonObject) -> None:
+        """Take note of an event."""
         match event["type"]:
             case "partial":
                 self._partial = Text.assemble(event["committed"], " ", (event["tentative"], "dim"))
             case "final":
                 self._partial = Text()
-            case "sound" if event["state"] == "started":
+            case "sound" if event["state"] == "started" and event["label"] not in NEVER_SHOWN:
                 self._sounding[event["sound"]] = event["label"].replace("_", " ")
             case "sound":
                 self._sounding.pop(event["sound"], None)
             case "levels":
                 self._meter = meter(event)
-            case "warning":
-                self._live.console.print(_warning(event))
-        if (line := _line(event)) is not None:
-            self._live.console.print(line)
-        self._live.update(self._bottom(), refresh=True)
 
-    def _bottom(self) -> Group:
-        below = Table.grid(padding=(0, 2), expand=False)
-        below.add_row(self._meter, Text(", ".join(sorted(set(self._sounding.values()))), style="cyan dim"))
-        return Group(self._partial, below)
+    @property
+    def lines(self) -> tuple[Text, Text]:
+        """As they are drawn."""
+        sounding = ", ".join(sorted(set(self._sounding.values())))
+        return self._partial, Text.assemble(self._meter, "  ", (sounding, "cyan"))
 
 
 def meter(levels: JsonObject) -> Text:
@@ -136,7 +148,7 @@ def meter(levels: JsonObject) -> Text:
     )
 
 
-def _line(event: JsonObject) -> Text | None:
+def line_of(event: JsonObject) -> Text | None:
     """The line of an event that is for good; None for others."""
     if event["type"] == "final":
         return Text.assemble((_clock(event["start_s"]), "dim"), "  ", event["text"])
