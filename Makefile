@@ -4,11 +4,15 @@ PYTHON ?= python3
 DATA ?= ../shared/data
 VENV := .venv
 BIN := $(VENV)/bin
+# Of images.
+VERSION ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+# With REPORTS=folder, tests leave JUnit and coverage reports there.
+report = $(if $(REPORTS),--junitxml=$(REPORTS)/$(1).xml --cov=soundstage --cov=deployments --cov-report=xml:$(REPORTS)/coverage/$(1).xml)
 UV := $(BIN)/uv
 EXTRAS := --extra cpu --extra serve --extra weights --extra build --extra train --extra export --extra microphone --extra monitoring
 COMPILE := $(UV) pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --quiet --custom-compile-command "make lock"
 
-.PHONY: help run stop test monitor test-observability lint format bench lock clean
+.PHONY: help run stop test test-cluster images scan sbom push train-sounds gate export-model canary promote verify-live rollback monitor test-observability lint format bench lock clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -25,6 +29,11 @@ $(VENV)/run.done: requirements.lock pyproject.toml | $(VENV)/uv.done
 
 $(VENV)/dev.done: requirements-dev.lock $(VENV)/run.done
 	$(UV) pip install --quiet --require-hashes -r requirements-dev.lock
+	touch $@
+
+.venv-ship/done: cluster/requirements-ship.lock
+	$(PYTHON) -m venv .venv-ship
+	.venv-ship/bin/pip install --quiet --disable-pip-version-check --require-hashes -r cluster/requirements-ship.lock
 	touch $@
 
 lock: $(VENV)/uv.done ## Resolve the requirement locks anew
@@ -49,15 +58,51 @@ stop: ## End what `make run` started, and nothing else
 
 test: $(VENV)/dev.done ## Every test that needs only Python
 	$(BIN)/soundstage models fetch
-	$(BIN)/pytest -n 2 tests/unit tests/golden
-	$(BIN)/pytest tests/contract
+	$(BIN)/pytest -n 2 tests/unit tests/golden $(call report,unit)
+	$(BIN)/pytest tests/contract $(call report,contract)
 
 monitor: $(VENV)/run.done ## Prometheus, Alertmanager and the canary beside `make run`; ends with Ctrl-C
 	$(BIN)/python -m monitoring.local
 
 test-observability: $(VENV)/dev.done ## Dashboards, alerts, logs and traces against a real service, Prometheus and search engine
 	$(BIN)/soundstage models fetch
-	$(BIN)/pytest tests/observability
+	$(BIN)/pytest tests/observability $(call report,observability)
+
+test-cluster: $(VENV)/dev.done ## Manifests on a real API server and operator, several Ray nodes, the image's steps, Compose, Jenkins
+	$(BIN)/soundstage models fetch
+	$(BIN)/python -m tests.cluster.binaries
+	$(BIN)/pytest tests/cluster $(call report,cluster)
+
+images: ## Container images of the service, for CPUs and GPUs, and of TensorFlow Serving; VERSION=tag
+	for target in cpu gpu exporter; do docker build -f cluster/Dockerfile --target $$target --build-arg VERSION=$(VERSION) \
+		--build-arg REVISION=$$(git rev-parse HEAD) -t soundstage-$$target:$(VERSION) . || exit 1; done
+	docker build -f cluster/tensorflow_serving/Dockerfile --build-arg EXPORTER=soundstage-exporter:$(VERSION) -t soundstage-tensorflow-serving:$(VERSION) .
+	docker tag soundstage-cpu:$(VERSION) soundstage:$(VERSION)
+
+scan: .venv-ship/done ## Known weaknesses of what images hold; VERSION=tag
+	.venv-ship/bin/pip-audit --require-hashes --disable-pip -r cluster/requirements-cpu.lock
+	for image in soundstage soundstage-gpu soundstage-tensorflow-serving; do docker run --rm -v /var/run/docker.sock:/var/run/docker.sock \
+		aquasec/trivy:0.67.2 image --quiet --exit-code 1 --severity CRITICAL,HIGH --ignore-unfixed $$image:$(VERSION) || exit 1; done
+
+sbom: $(VENV)/run.done ## The wheel, and what is in the images (CycloneDX), into dist/; VERSION=tag
+	$(BIN)/python -m hatchling build -t wheel -d dist
+	for image in soundstage soundstage-gpu; do docker run --rm --entrypoint cat $$image:$(VERSION) /opt/soundstage/sbom.cdx.json \
+		> dist/$$image-$(VERSION).cdx.json || exit 1; done
+
+push: ## Images to IMAGE_REGISTRY=host/path; VERSION=tag
+	for image in soundstage soundstage-gpu soundstage-tensorflow-serving; do docker tag $$image:$(VERSION) $(IMAGE_REGISTRY)/$$image:$(VERSION) && \
+		docker push $(IMAGE_REGISTRY)/$$image:$(VERSION) || exit 1; done
+
+# A model's way to the service; docs/operations.md. Each reads DATA, TEST_DATA, SOUNDSTAGE_REGISTRY, SERVICE_URL and so on.
+train-sounds: ## Train the sound model on DATA=folder by RECIPE=file
+gate: ## Stop where the new model is worse than the live one on TEST_DATA=folder
+export-model: ## The new model for TensorFlow Serving
+canary: ## Try the new model out on live requests
+promote: ## Put the new model live
+verify-live: ## Hold what is live against the gate's figure
+rollback: ## Put the model before back
+train-sounds gate export-model canary promote verify-live rollback: $(VENV)/dev.done
+	$(BIN)/python -m cluster.delivery $@
 
 format: $(VENV)/dev.done ## Format the code
 	$(BIN)/ruff format .

@@ -7,7 +7,9 @@ import urllib.request
 
 TIMEOUT_S = 300
 
-subprocess.run(["serve", "deploy", "--address", "http://head:8265", "/etc/soundstage/serve_config.yaml"], check=True)
+COMMAND = ["serve", "deploy", "--address", "http://head:8265", "/etc/soundstage/serve_config.yaml"]
+
+subprocess.run(COMMAND, check=True)  # noqa: S603
 deadline_s = time.monotonic() + TIMEOUT_S
 while time.monotonic() < deadline_s:
     try:

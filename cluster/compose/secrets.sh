@@ -15,8 +15,7 @@ make() { # FOLDER/NAME OWNER
 make ray/ray-token 10001:10001
 make grafana/admin-password 472:0
 make nifi/password 1000:1000
-make nifi/keystore-password 1000:1000
-make elastic/password 1000:0
+make jenkins/admin-password 1000:1000
 if [ ! -s "$folder/client/api-key" ]; then
   soundstage keys new compose --append "$folder/service/keys" > "$folder/client/api-key"
 fi
@@ -24,5 +23,5 @@ chown -R 10001:10001 "$folder/service" "$folder/client"
 chmod 0400 "$folder/service/keys" "$folder/client/api-key"
 # Folders that others write into.
 for name in inbox delivery quarantine; do mkdir -p "/media/$name"; done
-chown 1000:1000 /media /media/* && chown 10001:10001 /ray
+chown 1000:1000 /media /media/* && chown 10001:10001 /ray/*
 echo "secrets and folders are there"

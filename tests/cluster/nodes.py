@@ -1,7 +1,7 @@
 """Several Ray nodes on one machine, each with a network and folders of its own, as machines have.
 
-A node is a network namespace on a bridge, with its own /tmp/ray and /tmp/haproxy-serve. Killing it kills exactly its
-processes. Needs root.
+A node is a network namespace on a bridge, with its own processes, /tmp/ray and /tmp/haproxy-serve. Killing it kills
+exactly its processes. Needs root.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import secrets
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -81,10 +82,27 @@ class Node:
             own.chmod(0o777)
             mounts.append(f"mkdir -p {path}; mount --bind {own} {path}")
         names = self.folder / "hosts"
-        names.write_text("127.0.0.1 localhost\n" + "".join(f"{ip} {name}\n" for name, ip in self.hosts.items()))
+        known = {"localhost": "127.0.0.1", socket.gethostname(): self.ip, **self.hosts}
+        names.write_text("".join(f"{ip} {name}\n" for name, ip in known.items()))
         mounts.append(f"mount --bind {names} /etc/hosts")
+        # No server of names is reached from here: say so at once, instead of after ten seconds a name.
+        (self.folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")
+        mounts.append(f"mount --bind {self.folder / 'resolv.conf'} /etc/resolv.conf")
         script = "; ".join([*mounts, f"exec {shlex.join(command)}"])
-        return ["ip", "netns", "exec", self.namespace, "unshare", "--mount", "/bin/bash", "-c", script]
+        return [
+            "ip",
+            "netns",
+            "exec",
+            self.namespace,
+            "unshare",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            "/bin/bash",
+            "-c",
+            script,
+        ]
 
     def start(self, command: list[str], env: Mapping[str, str]) -> None:
         """Run something on this node until it is killed."""
@@ -213,8 +231,6 @@ class RayNetwork(Network):
             **env,
             "PYTHONPATH": str(ROOT),
             "RAY_REDIS_ADDRESS": f"{self.gateway}:6399",
-            "RAY_REDIS_PASSWORD": self._password,
-            "REDIS_PASSWORD": self._password,
             "RAY_external_storage_namespace": "tests",
         }
 
@@ -225,7 +241,7 @@ class RayNetwork(Network):
             [
                 "ray", "start", "--head", "--block", "--num-cpus=0", f"--node-ip-address={node.ip}",
                 f"--port={self.GCS_PORT}", f"--dashboard-host={node.ip}", f"--dashboard-port={self.DASHBOARD_PORT}",
-                "--object-store-memory=200000000", "--disable-usage-stats",
+                f"--redis-password={self._password}", "--object-store-memory=200000000", "--disable-usage-stats",
             ],
             self.environment(),
         )  # fmt: skip
@@ -235,7 +251,7 @@ class RayNetwork(Network):
         """Add a node with these resources."""
         node = self.add(name)
         env = self.environment()
-        for variable in ("RAY_REDIS_ADDRESS", "RAY_REDIS_PASSWORD", "REDIS_PASSWORD", "RAY_external_storage_namespace"):
+        for variable in ("RAY_REDIS_ADDRESS", "RAY_external_storage_namespace"):
             del env[variable]
         node.start(
             [

@@ -25,7 +25,7 @@ from soundstage.speech import weights
 from tests.cluster.binaries import CannotBuild
 from tests.cluster.nodes import PYTHON, RayNetwork, poll
 
-pytestmark = pytest.mark.timeout(420)
+pytestmark = pytest.mark.timeout(600)
 KEY = "a key for the tests"
 DEPLOYMENTS = {"Ingress", "Preprocessor", "VoiceRecognizer", "SoundClassifier"}
 CLIENT_GIVES_UP_S = 90.0
@@ -61,11 +61,11 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNetwork]:
     keys.write_text(f"tests:{hash_key(KEY)}\n")
     try:
         network.start_head()
-        poll("the head", lambda: network.ask_dashboard("/api/version"), timeout_s=60)
+        poll("the head", lambda: network.ask_dashboard("/api/version"), timeout_s=150)
         network.start_worker("one", n_cpus=2, resources={"gpu_like": 1})
         network.start_worker("two", n_cpus=2, resources={"gpu_like": 1})
         network.deploy(document(keys))
-        poll("the service", lambda: network.status() == "RUNNING", timeout_s=180)
+        poll("the service", lambda: network.status() == "RUNNING", timeout_s=240)
         yield network
     finally:
         network.close()
