@@ -56,7 +56,7 @@ def test_everything_is_accepted_under_strict_validation_and_the_restricted_polic
     assert "unknown field" not in warnings, warnings
 
 
-@pytest.mark.parametrize("name", ["edge-nginx", "tensorflow-serving"])
+@pytest.mark.parametrize("name", ["edge-nginx", "logging", "nifi", "tensorflow-serving"])
 def test_components_may_be_added(cluster: ControlPlane, name: str, tmp_path: Path) -> None:
     folder = KUBERNETES / "overlays" / "proof"
     folder.mkdir()
