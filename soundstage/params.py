@@ -309,9 +309,11 @@ class LiveParams(Params):
 
     voice_activity: VoiceActivityParams = VoiceActivityParams(min_silence_s=0.4)
     """An utterance ends after min_silence_s; its audio is known, and written down, after padding_s already."""
+    long_utterance_s: float = Field(8.0, gt=1)
+    """A longer one ends as soon as padding_s of silence were heard."""
     max_utterance_s: float = Field(15.0, gt=1)
     """A longer one is cut where the voice is least certain in its second half."""
-    context: SpanParams = SpanParams()
+    context: SpanParams = SpanParams(max_duration_s=8.0)
     """What was said before, and is heard again so that the final is written in its context."""
     first_hypothesis_s: float = Field(0.4, gt=0)
     """After the voice begins."""

@@ -7,6 +7,7 @@ turned into events by the same rules; a look is asked for when the one before is
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -83,6 +84,7 @@ class SoundStream:
         self._looked_end = 0
         self._early: list[_Early] = []
         self._settled_s: dict[str, float] = {}  # until when each label is confirmed
+        self._known_s = 0.0  # until when chunks tell what sounds, so that looks need not
         self._n_sounds = 0
         self._is_finished = False
         self.n_confirmed = 0
@@ -181,7 +183,7 @@ class SoundStream:
             told += self._go_on(early, own, now_s)
         for event in heard:
             settled_s = self._settled_s.get(event.label, 0.0)
-            if event.end_s > max(settled_s, now_s - self._params.max_news_s):
+            if event.end_s > max(settled_s, self._known_s, now_s - self._params.max_news_s):
                 told += self._begin(replace(event, start_s=max(event.start_s, settled_s)), now_s)
         return told
 
@@ -219,11 +221,12 @@ class SoundStream:
             self._settled_s[event.label] = event.end_s
             self.n_confirmed += 1
         held = self._assembler.tracker.held_labels
-        known_s = chunk.waveform.end_s - self._params.same_sound_s
+        self._known_s = math.inf if chunk.is_last else chunk.waveform.end_s - self._params.same_sound_s
         gone = [
             early
             for early in self._early
-            if chunk.is_last or (early.has_ended and early.event.end_s < known_s and early.event.label not in held)
+            if chunk.is_last
+            or (early.has_ended and early.event.end_s < self._known_s and early.event.label not in held)
         ]
         self._early = [early for early in self._early if early not in gone]
         return told + [_told(early.sound, "withdrawn", early.event) for early in gone]

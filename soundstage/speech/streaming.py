@@ -197,6 +197,7 @@ class SpeechStream:
         activity = params.voice_activity
         self._n_padding = n_frames_in(activity.padding_s)
         self._n_min_speech = n_frames_in(activity.min_speech_s)
+        self._n_long = int(params.long_utterance_s / FRAME_S)
         self._n_longest = int(params.max_utterance_s / FRAME_S)
         self._tracker = SpeechTracker(activity)
         # A piece, and a second before room is made by moving all that is kept.
@@ -292,8 +293,9 @@ class SpeechStream:
                 self._cut(utterance)
         elif utterance is not None:
             if tracker.n_quiet == self._n_padding and utterance.is_certain:
-                self._ask(utterance, utterance.end + self._n_padding)
-            if not tracker.in_speech:
+                self._ask(utterance, n)
+            is_long = n - utterance.first >= self._n_long
+            if not tracker.in_speech or (is_long and tracker.n_quiet >= self._n_padding):
                 self._end(utterance)
 
     def _begin(self, voice: int) -> _Utterance:
