@@ -271,6 +271,18 @@ def ingress_mb(cluster: LocalCluster) -> float:
     return n_kb * 1024 / 1e6
 
 
+def processor_s(cluster: LocalCluster) -> float:
+    """Processor time that the service has taken so far, all processes together."""
+    ticks = 0
+    for pid in cluster.pids():
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def _p(values: Sequence[float], percent: float) -> float | None:
     return round(1000 * float(np.percentile(values, percent))) if values else None
 
@@ -292,12 +304,20 @@ def measure(
             _console.status(f"{n_streams} streams of {duration_s:g} s"),
             watching((lambda: ingress_mb(cluster)) if cluster else (lambda: 0.0), every_s=5.0) as memory_mb,
         ):
+            before_s, client_before_s = processor_s(cluster) if cluster else 0.0, time.process_time()
             told = asyncio.run(play_all(url, programmes))
+            client_s = time.process_time() - client_before_s
+            service_s = processor_s(cluster) - before_s if cluster else 0.0
         load.append(os.getloadavg()[0])
     with _console.status("the same as files"):
         wer_offline = word_error_rate(programmes, offline_texts(url, programmes))
     memory = memory_mb if cluster else []
-    return summary(programmes, told, wer_offline=wer_offline, memory_mb=memory, n_bulk=n_bulk, load=load)
+    figures, detail = summary(programmes, told, wer_offline=wer_offline, memory_mb=memory, n_bulk=n_bulk, load=load)
+    if cluster and not n_bulk:
+        # Holds however busy the machine is.
+        figures["cores_per_stream"] = round(service_s / n_streams / duration_s, 3)
+        detail["cores_per_stream_of_the_client"] = round(client_s / n_streams / duration_s, 3)
+    return figures, detail
 
 
 def summary(
