@@ -8,7 +8,6 @@ music and noise, half as long.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import sys
@@ -23,20 +22,16 @@ from typing import Annotated, NamedTuple
 import jiwer
 import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 from whisper_normalizer.english import EnglishTextNormalizer
 
+from benchmarks.audio import Samples, clip, level, leveled, rows, silence
 from benchmarks.results import as_table, write_result
-from soundstage.audio.resample import decode_mono
-from soundstage.params import Limits
 from soundstage.pipeline import AnalysisOptions, Pipeline, Task
 from soundstage.speech import weights
 from soundstage.speech.transcriber import Transcriber
 from soundstage.types import SAMPLE_RATE, ChunkAnalysis, EncodedAudio, Segment
 from training.sound_classification.data import music
-
-Samples = NDArray[np.float32]
 
 N_THREADS = 2
 _VOICE_DB = -23.0
@@ -69,14 +64,9 @@ class Material:
     def read(cls, data: Path) -> Material:
         """From folders ljspeech and esc50, each with meta.csv beside its audio."""
         return cls(
-            [(data / "ljspeech" / "audio" / row["filename"], row["transcript"]) for row in _rows(data / "ljspeech")],
-            [data / "esc50" / "audio" / row["filename"] for row in _rows(data / "esc50")],
+            [(data / "ljspeech" / "audio" / row["filename"], row["transcript"]) for row in rows(data / "ljspeech")],
+            [data / "esc50" / "audio" / row["filename"] for row in rows(data / "esc50")],
         )
-
-
-def _rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "meta.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def programme(
@@ -147,11 +137,6 @@ def non_speech(material: Material, kind: str, duration_s: float, rng: np.random.
         yield samples
 
 
-def clip(path: Path) -> Samples:
-    """A recording at 16 kHz."""
-    return decode_mono(path, Limits()).samples
-
-
 def played(n_samples: int, rng: np.random.Generator) -> Samples:
     """Music.
 
@@ -170,22 +155,6 @@ def noise(n_samples: int, rng: np.random.Generator) -> Samples:
     spectrum = np.fft.rfft(rng.standard_normal(n_samples))
     spectrum /= np.maximum(np.arange(len(spectrum)), 20) ** rng.uniform(0, 1)
     return np.fft.irfft(spectrum, n_samples).astype(np.float32)
-
-
-def silence(duration_s: float) -> Samples:
-    """Digital."""
-    return np.zeros(round(duration_s * SAMPLE_RATE), np.float32)
-
-
-def level(level_db: float) -> float:
-    """Root mean square of a level."""
-    return float(10 ** (level_db / 20))
-
-
-def leveled(samples: Samples, level_db: float) -> Samples:
-    """The samples at another level."""
-    rms = float(np.sqrt(np.mean(np.square(samples), dtype=np.float64)))
-    return samples * np.float32(level(level_db) / max(rms, 1e-6))
 
 
 class WavFile:

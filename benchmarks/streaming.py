@@ -12,7 +12,6 @@ after a sound begins, `max_lag_s` of any final or level behind the audio it tell
 from __future__ import annotations
 
 import asyncio
-import csv
 import json
 import multiprocessing
 import os
@@ -25,22 +24,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
-import jiwer
 import librosa
 import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
-from whisper_normalizer.english import EnglishTextNormalizer
 
-from benchmarks.long_form import clip, level, leveled, silence
+from benchmarks.audio import Samples, clip, level, leveled, rows, silence
 from benchmarks.results import as_table, write_result
 from benchmarks.serving import Served, encoded, running_cluster, watching
 from deployments.local import LocalCluster
 from soundstage.live_client import LiveClient, LiveRequest
 from soundstage.types import SAMPLE_RATE, JsonObject
-
-Samples = NDArray[np.float32]
+from training.voice_recognition.scoring import score
 
 RUNS = ((1, 0), (8, 0), (12, 0), (8, 32))
 """Streams, and bulk clients beside them, of `make bench`."""
@@ -83,10 +78,10 @@ class Material:
     def __init__(self, data: Path, rng: np.random.Generator) -> None:
         self._rng = rng
         self._sentences = self._endless(
-            [(data / "ljspeech" / "audio" / row["filename"], row["transcript"]) for row in _rows(data / "ljspeech")]
+            [(data / "ljspeech" / "audio" / row["filename"], row["transcript"]) for row in rows(data / "ljspeech")]
         )
         self._sounds = self._endless(
-            [(data / "esc50" / "audio" / row["filename"], row["category"]) for row in _rows(data / "esc50")]
+            [(data / "esc50" / "audio" / row["filename"], row["category"]) for row in rows(data / "esc50")]
         )
 
     def _endless(self, entries: list[tuple[Path, str]]) -> Iterator[tuple[Path, str]]:
@@ -119,11 +114,6 @@ class Material:
         samples += level(_ROOM_DB) * self._rng.standard_normal(len(samples), np.float32)
         # A sound that the end cuts short is none.
         return Programme(samples, sentences, [sound for sound in sounds if sound.end_s < duration_s - 1])
-
-
-def _rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "meta.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def trimmed(samples: Samples, top_db: float) -> Samples:
@@ -253,9 +243,7 @@ def offline_texts(url: str, programmes: Sequence[Programme]) -> list[str]:
 
 def word_error_rate(programmes: Sequence[Programme], texts: Sequence[str]) -> float:
     """Of all streams together."""
-    normalize = EnglishTextNormalizer()
-    truths = [normalize(" ".join(said.what for said in programme.sentences)) for programme in programmes]
-    return float(jiwer.wer(truths, [normalize(text) for text in texts]))
+    return score([" ".join(said.what for said in programme.sentences) for programme in programmes], texts).words.rate
 
 
 def ingress_mb(cluster: LocalCluster) -> float:
