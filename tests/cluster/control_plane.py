@@ -294,8 +294,8 @@ class ControlPlane:
         return answer
 
     def all(self, kind: str, **labels: str) -> list[dict[str, Any]]:
-        """Objects with these labels; `__` in a name stands for `/`, `_` for `-`, but for `ray_io`."""
-        wanted = [f"{_label(name)}={value}" for name, value in labels.items()]
+        """Objects with these labels; `__` in a name stands for `/`, and `ray_io` for `ray.io`."""
+        wanted = [f"{name.replace('ray_io', 'ray.io').replace('__', '/')}={value}" for name, value in labels.items()]
         selector = ["-l", ",".join(wanted)] if wanted else []
         items: list[dict[str, Any]] = json.loads(
             self.kubectl("-n", NAMESPACE, "get", kind, *selector, "-o", "json")
@@ -403,7 +403,3 @@ class ControlPlane:
             return False
 
         until("the operator is ready", is_ready)
-
-
-def _label(name: str) -> str:
-    return name.replace("ray_io", "ray.io").replace("__", "/").replace("_", "-")

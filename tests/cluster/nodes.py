@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import yaml
 
 from deployments.local import LocalCluster
 from tests.cluster.binaries import CACHE_DIR, CannotBuild
@@ -114,18 +113,26 @@ class Node:
                 )
             )  # fmt: skip
 
-    def run(self, command: list[str], env: Mapping[str, str], *, timeout_s: float = 240) -> str:
-        """Run something beside what runs on this node, as `kubectl exec` does; returns what it printed.
+    def beside(self, command: list[str], *, net: bool = True) -> list[str]:
+        """The command, as run beside what runs on this node, as `kubectl exec` does.
 
-        Raises:
-            CalledProcessError: It failed.
+        Args:
+            command: What to run.
+            net: In its network as well; else in this machine's.
         """
         ours = Path("/proc/self/ns/pid").readlink()
         pids = _sh(f"ip netns pids {self.namespace}").split()
         inside = next(pid for pid in pids if Path(f"/proc/{pid}/ns/pid").readlink() != ours)
-        enter = ["nsenter", f"--target={inside}", "--mount", "--net", "--pid", "--"]
+        return ["nsenter", f"--target={inside}", "--mount", "--pid", *["--net"] * net, "--", *command]
+
+    def run(self, command: list[str], env: Mapping[str, str], *, timeout_s: float = 240) -> str:
+        """Run something beside what runs on this node; returns what it printed.
+
+        Raises:
+            CalledProcessError: It failed.
+        """
         done = subprocess.run(
-            [*enter, *command], env=env, capture_output=True, text=True, check=False, timeout=timeout_s
+            self.beside(command), env=env, capture_output=True, text=True, check=False, timeout=timeout_s
         )
         if done.returncode:
             print(done.stdout[-3000:], done.stderr[-3000:])
@@ -323,12 +330,6 @@ def poll(what: str, ask: Callable[[], Any], *, timeout_s: float) -> Any:
             return answer
         time.sleep(0.3)
     raise AssertionError(f"not within {timeout_s} s: {what}")
-
-
-def dump(document: dict[str, Any], path: Path) -> Path:
-    """A configuration as a file."""
-    path.write_text(yaml.safe_dump(document))
-    return path
 
 
 PYTHON = sys.executable

@@ -19,6 +19,7 @@ import yaml
 
 from cluster.kubernetes.serve_config import serve_config
 from tests.cluster.control_plane import NAMESPACE, ControlPlane, until
+from tests.cluster.custom_metrics import CustomMetrics
 
 KUBERNETES = Path(__file__).parents[2] / "cluster" / "kubernetes"
 OVERLAYS = ("local", "cpu", "gpu", "multi-zone")
@@ -373,3 +374,35 @@ def test_an_upgrade_moves_requests_in_steps_to_a_second_cluster(deployed: Contro
     assert [step for step in seen if len(step) == 2] == [(100, 0), (50, 50), (0, 100)]
     assert condition(deployed.get("rayservice", "soundstage"), "Ready") == "True"
     assert applications(deployed) == {"soundstage": "RUNNING"}
+
+
+# Without KubeRay
+
+
+def test_without_kuberay_pods_come_as_requests_in_flight_grow_and_go_as_they_fall(
+    cluster: ControlPlane, tmp_path: Path
+) -> None:
+    name = "audio-processing-service"
+    documents = cluster.kustomize(KUBERNETES / name)
+    scaler = next(document for document in documents if document["kind"] == "HorizontalPodAutoscaler")
+    (metric,) = scaler["spec"]["metrics"]
+    target = int(metric["pods"]["target"]["averageValue"])
+    scaler["spec"]["behavior"]["scaleDown"] = {"stabilizationWindowSeconds": 0}
+    labels = {"app.kubernetes.io__name": name}
+
+    def running() -> list[str]:
+        return [pod["metadata"]["name"] for pod in cluster.all("pods", **labels) if pod["status"]["phase"] == "Running"]
+
+    metrics = CustomMetrics(tmp_path, metric["pods"]["metric"]["name"], running)
+    try:
+        cluster.apply(*metrics.registration())
+        metrics.value = target
+        cluster.apply(*documents)
+        until("two Pods, as at least", lambda: len(running()) == 2, timeout_s=90)
+        metrics.value = 2 * target
+        until("twice as many for twice the load", lambda: len(running()) >= 4, timeout_s=90)
+        metrics.value = 0
+        until("two again", lambda: len(running()) == 2, timeout_s=120)
+    finally:
+        cluster.kubectl("delete", "apiservice", "v1beta2.custom.metrics.k8s.io")
+        metrics.close()

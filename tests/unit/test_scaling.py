@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.scaling import Assumptions, knee, profile, simulate
+from benchmarks.scaling import Assumptions, best_target, profile, simulate
 
 ASSUMED = Assumptions(core_s_per_audio_s=0.05)
 
@@ -26,13 +26,15 @@ def test_more_streams_cost_more_and_something_gives_out() -> None:
 
 @pytest.mark.parametrize("ramp_s", [60.0, 3600.0])
 def test_a_ramp_that_is_faster_than_nodes_start_makes_work_wait(ramp_s: float) -> None:
-    waits = simulate(5_000, ASSUMED, ramp_s=ramp_s)["longest_wait_on_the_ramp_s"]
-    assert (waits > 1) is (ramp_s < 100)
+    found = simulate(5_000, ASSUMED, ramp_s=ramp_s)
+    assert (found["longest_wait_s"] > 1) is (ramp_s < 100)
+    assert (found["refused_on_the_ramp"] > 0) is (ramp_s < 100)
+    assert found["longest_wait_s"] <= ASSUMED.max_wait_s
 
 
-def test_the_knee_is_where_throughput_ends_to_grow() -> None:
-    rates = {1: 4.0, 2: 7.0, 4: 11.0, 8: 14.0, 16: 14.9, 32: 15.0}
-    assert knee([{"clients": n, "requests_per_s": rate} for n, rate in rates.items()]) == 8
+def test_the_target_is_the_most_requests_that_nobody_waits_too_long_for() -> None:
+    delays_s = {1: 0.3, 2: 0.4, 4: 0.9, 8: 1.9, 16: 3.3}
+    assert best_target([{"clients": n, "p95_s": p95_s} for n, p95_s in delays_s.items()]) == 8
 
 
 def test_a_spike_of_three_times_the_peak_is_in_the_profile() -> None:
