@@ -243,6 +243,8 @@ class RayNetwork(Network):
             "PYTHONPATH": str(ROOT),
             "RAY_REDIS_ADDRESS": f"{self.gateway}:6399",
             "RAY_external_storage_namespace": "tests",
+            # As KubeRay sets it: so long does a worker wait for a new head before it ends itself.
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
         }
 
     def start_head(self, name: str = "head") -> Node:
@@ -257,6 +259,13 @@ class RayNetwork(Network):
             self.environment(),
         )  # fmt: skip
         return node
+
+    def keep_head(self) -> None:
+        """Start the head again where it has ended, as a kubelet does: Ray gives up where a machine is too busy."""
+        head = self.nodes["head"]
+        if all(process.poll() is not None for process in head.processes):
+            head.kill()
+            self.start_head()
 
     def start_worker(self, name: str, *, n_cpus: int, resources: Mapping[str, float]) -> Node:
         """Add a node with these resources."""

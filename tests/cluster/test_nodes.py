@@ -205,6 +205,11 @@ def test_a_node_that_is_emptied_first_fails_no_request_at_all(ray: RayNetwork) -
     poll("replicas on the other nodes", lambda: are_on(ray, "one", "four"), timeout_s=60)
 
 
+def is_back(ray: RayNetwork) -> bool:
+    ray.keep_head()
+    return ray.status() == "RUNNING"
+
+
 def test_the_service_answers_while_the_head_is_gone_and_after(ray: RayNetwork) -> None:
     before = ray.replicas()
     with Load(ray.url("one")) as load:
@@ -212,7 +217,7 @@ def test_the_service_answers_while_the_head_is_gone_and_after(ray: RayNetwork) -
         ray.nodes["head"].kill()
         load.answered(16)
         ray.start_head()
-        poll("the new head knows the service", lambda: ray.status() == "RUNNING", timeout_s=120)
+        poll("the new head knows the service", lambda: is_back(ray), timeout_s=240)
         load.answered(8)
     load.report("head restarted")
     assert load.lost == []
