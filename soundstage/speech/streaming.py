@@ -366,9 +366,11 @@ class SpeechStream:
         if self._hypothesis is not None and self._hypothesis[1] is utterance:
             return None
         now = self._probs.end
+        # Until there is something to show, it is asked for more often.
+        interval_s = params.hypothesis_interval_s if any(utterance.told) else params.first_interval_s
         due = max(
             utterance.voice + n_frames_in(params.first_hypothesis_s),
-            utterance.heard_end + n_frames_in(params.hypothesis_interval_s) if utterance.heard_end else 0,
+            utterance.heard_end + n_frames_in(interval_s) if utterance.heard_end else 0,
         )
         if now < due:
             return None
