@@ -49,7 +49,8 @@ class LiveSession:
         params, reading = params or LiveParams(), reading or ReadingParams()
         next_number = count().__next__
         self._resampler = Resampler()
-        self._voice_activity = VoiceActivity()
+        is_heard = options.tasks & {Task.SPEECH, Task.SOUNDS}
+        self._voice_activity = VoiceActivity() if is_heard else None
         self._meter = ReadingLevelMeter(reading.levels) if Task.LEVELS in options.tasks else None
         self._speech = SpeechStream(options, params, next_number) if Task.SPEECH in options.tasks else None
         self._sounds = (
@@ -129,7 +130,7 @@ class LiveSession:
         """The audio has ended; jobs() then gives the last ones."""
         assert not self._is_finished, "the stream has ended"
         events = self._listen(self._resampler.finish())
-        rest = self._voice_activity.finish()
+        rest = self._voice_activity.finish() if self._voice_activity is not None else np.empty(0, np.float32)
         if self._speech is not None:
             events += self._speech.push(np.empty(0, np.float32), rest)
             events += self._speech.flush()
@@ -171,10 +172,12 @@ class LiveSession:
     def _listen(self, samples: NDArray[np.float32]) -> list[LiveEvent]:
         """Follow 16 kHz mono on."""
         events: list[LiveEvent] = []
+        self._n_samples += len(samples)
+        if self._voice_activity is None:
+            return events
         for start in range(0, len(samples), SAMPLE_RATE):
             piece = samples[start : start + SAMPLE_RATE]
             probs = self._voice_activity.push(piece)
-            self._n_samples += len(piece)
             if self._speech is not None:
                 events += self._speech.push(piece, probs)
             if self._sounds is not None:
