@@ -405,7 +405,7 @@ class LiveStream:
         return await self._loop.run_in_executor(self._threads, partial(work, *args))
 
     async def _next_work(self) -> Callable[[], list[LiveEvent]]:
-        """What the session does next: answers first, then audio."""
+        """What the session does next."""
         while True:
             self._wake.clear()
             if self._fatal is not None:
@@ -414,25 +414,25 @@ class LiveStream:
                 self._is_finishing = True
                 self._blocks = None
                 self._inbox.clear()
-            if self._answers:
-                return partial(self._take_answer, *self._answers.popleft())
-            if self._is_finished and self._session.is_done:
-                return list
-            if not self._is_held_back:
-                if self._blocks is not None:
-                    return self._take_blocks
-                if self._inbox:
-                    return self._take_next()
-                if self._is_finishing and not self._is_finished:
-                    return self._finish
-            elif self._is_ahead and self._inbox_bytes >= MAX_INBOX_BYTES:
-                self.warn("audio_ahead", "audio comes faster than it is analysed; it waits on your side")
+            if (work := self._work()) is not None:
+                return work
             await self._wake.wait()
 
-    @property
-    def _is_held_back(self) -> bool:
-        """The models, or the reader, have to catch up first."""
-        return self._is_ahead or self._outbox.is_full
+    def _work(self) -> Callable[[], list[LiveEvent]] | None:
+        """What there is to do: answers first, then audio as far as it may be taken."""
+        if self._answers:
+            return partial(self._take_answer, *self._answers.popleft())
+        if self._is_finished and self._session.is_done:
+            return list
+        if self._is_ahead or self._outbox.is_full:
+            if self._is_ahead and self._inbox_bytes >= MAX_INBOX_BYTES:
+                self.warn("audio_ahead", "audio comes faster than it is analysed; it waits on your side")
+            return None
+        if self._blocks is not None:
+            return self._take_blocks
+        if self._inbox:
+            return self._take_next()
+        return self._finish if self._is_finishing and not self._is_finished else None
 
     @property
     def _is_ahead(self) -> bool:

@@ -94,11 +94,11 @@ def draw(definition: Mapping[str, Any]) -> str:
          "orient": "auto-start-reverse"},
     )  # fmt: skip
     ET.SubElement(marker, "path", {"d": "M0 0.8 L7.5 4 L0 7.2 z", "fill": LINE})
-    _rect(svg, 0, 0, width, height, BACKGROUND, radius=0)
+    _rect(svg, 0, 0, width, height, fill=BACKGROUND, radius=0)
     y = MARGIN
     for panel, _, panel_height in panels:
         holder = ET.SubElement(svg, "g", {"transform": f"translate({MARGIN:.0f} {y:.0f})"})
-        _rect(holder, 0, 0, width - 2 * MARGIN, panel_height, PANEL, radius=8)
+        _rect(holder, 0, 0, width - 2 * MARGIN, panel_height, fill=PANEL, radius=8)
         holder.extend(panel)
         y += panel_height + GAP
     ET.indent(svg, space=" ")
@@ -115,8 +115,8 @@ def _panel(
     right = max(box.x + box.width / 2 for box in boxes.values())
     bottom = max(box.y + box.height / 2 for box in boxes.values())
     holder = ET.Element("g")
-    _text(holder, 18, 28, title, 17, TEXT, weight="600")
-    _text(holder, 18, 48, comments, 12.5, MUTED)
+    _text(holder, 18, 28, title, size=17, fill=TEXT, weight="600")
+    _text(holder, 18, 48, comments, size=12.5, fill=MUTED)
     inner = ET.SubElement(holder, "g", {"transform": f"translate({24 - left:.1f} {HEADER + 8 - top:.1f})"})
     lines = ET.SubElement(inner, "g")
     for box in boxes.values():
@@ -174,12 +174,20 @@ def _place(part: Mapping[str, Any]) -> tuple[float, float]:
 
 def _draw_box(holder: ET.Element, box: Box) -> None:
     x, y = box.x - box.width / 2, box.y - box.height / 2
-    _rect(holder, x, y, box.width, box.height, FILLS[box.kind], radius=13 if box.kind == "port" else 5)
+    _rect(holder, x, y, box.width, box.height, fill=FILLS[box.kind], radius=13 if box.kind == "port" else 5)
     if not box.note:
-        _text(holder, box.x, box.y + 4, box.title, 12, TEXT, anchor="middle")
+        _text(holder, box.x, box.y + 4, box.title, size=12, fill=TEXT, anchor="middle")
         return
-    _text(holder, box.x, box.y - 2, textwrap.shorten(box.title, 25, placeholder="…"), 12.5, TEXT, anchor="middle")
-    _text(holder, box.x, box.y + 14, box.note, 10.5, MUTED, anchor="middle")
+    _text(
+        holder,
+        box.x,
+        box.y - 2,
+        textwrap.shorten(box.title, 25, placeholder="…"),
+        size=12.5,
+        fill=TEXT,
+        anchor="middle",
+    )
+    _text(holder, box.x, box.y + 14, box.note, size=10.5, fill=MUTED, anchor="middle")
 
 
 def _draw_connection(
@@ -211,11 +219,11 @@ def _draw_connection(
 
 def _label(holder: ET.Element, x: float, y: float, text: str, anchor: str = "middle") -> None:
     text = textwrap.shorten(text, 30, placeholder="…")
-    _text(holder, x, y, text, 10, FAINT, anchor=anchor, halo=True)
+    _text(holder, x, y, text, size=10, fill=FAINT, anchor=anchor, halo=True)
 
 
 def _text(
-    holder: ET.Element, x: float, y: float, text: str, size: float, fill: str, *, anchor: str = "start",
+    holder: ET.Element, x: float, y: float, text: str, *, size: float, fill: str, anchor: str = "start",
     weight: str = "400", halo: bool = False,
 ) -> None:  # fmt: skip
     attributes = {
@@ -227,7 +235,7 @@ def _text(
     ET.SubElement(holder, "text", attributes).text = text
 
 
-def _rect(holder: ET.Element, x: float, y: float, width: float, height: float, fill: str, *, radius: float) -> None:
+def _rect(holder: ET.Element, x: float, y: float, width: float, height: float, *, fill: str, radius: float) -> None:
     ET.SubElement(
         holder, "rect",
         {"x": f"{x:.1f}", "y": f"{y:.1f}", "width": f"{width:.1f}", "height": f"{height:.1f}", "rx": f"{radius}",

@@ -106,9 +106,11 @@ class LevelMeter:
         measured: AudioFrame | None = None
         while True:
             try:
-                measured = self._graph.pull()
+                pulled = self._graph.pull()
             except (BlockingIOError, EOFError):
                 break
+            assert isinstance(pulled, AudioFrame)
+            measured = pulled
             self._note(measured)
         if measured is not None:
             self._metadata = measured.metadata

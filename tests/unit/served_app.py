@@ -11,11 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import uvicorn
 
-from deployments.answers import ServedModel
+from deployments.answers import LiveAnswer, ServedModel
 from deployments.api.routes import create_app
 from deployments.auth import ApiKeys
 from deployments.settings import AppArgs, IngressConfig
 from soundstage.errors import ServiceError
+from soundstage.live.events import Job
 from soundstage.models.registry import ModelCard
 from soundstage.pipeline import AnalysisOptions, Task
 from soundstage.types import (
@@ -103,6 +104,9 @@ class KnownEngine:
             raise self.late_errors.pop(0)
         yield CHUNKS[1]
         yield SUMMARY if Task.LEVELS in options.tasks else ClipSummary(duration_s=SUMMARY.duration_s)
+
+    async def run(self, job: Job) -> LiveAnswer:
+        raise NotImplementedError("no live stream is asked for")
 
     async def models(self) -> list[ServedModel]:
         if self.errors:

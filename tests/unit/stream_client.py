@@ -235,7 +235,7 @@ def by_kind(events: Sequence[Event], *kinds: str) -> list[Event]:
 def expected_finals(audio: bytes) -> list[tuple[str, float, float]]:
     """What the same session gives in this process, audio pushed all at once."""
     models: Any = KnownModels()
-    samples = np.frombuffer(audio, "<i2").reshape(-1, 2).astype(np.float32) / 32768
+    samples = np.frombuffer(audio, "<i2").reshape(-1, 2).astype(np.float32) / np.float32(32768)
     block = AudioBlock(samples=samples, sample_rate=RATE)
     events = local.run(LiveSession(StreamOptions()), [block], models, models)
     return [

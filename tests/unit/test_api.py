@@ -12,12 +12,13 @@ import pytest
 import srt
 import webvtt
 
-from deployments.answers import ServedModel
+from deployments.answers import LiveAnswer, ServedModel
 from deployments.api.routes import create_app
 from deployments.auth import ApiKeys, hash_key
 from deployments.settings import AppArgs, Deadlines, IngressConfig
 from soundstage.captions.formats import FORMATS
 from soundstage.errors import ERRORS, ServiceError, UnusableAudio
+from soundstage.live.events import Job
 from soundstage.models.registry import ModelCard
 from soundstage.params import Limits
 from soundstage.pipeline import AnalysisOptions, ReadingParams, Task
@@ -64,6 +65,9 @@ class KnownEngine:
             yield ClipSummary(duration_s=9.0, start_timecode="10:00:00:00", frame_rate=Fraction(25))
         finally:
             self.is_closed = True
+
+    async def run(self, job: Job) -> LiveAnswer:
+        raise NotImplementedError("no live stream is asked for")
 
     async def models(self) -> list[ServedModel]:
         return [ServedModel(CARD)]
