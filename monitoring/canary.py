@@ -257,7 +257,10 @@ def main(  # noqa: PLR0917  # options, given by name
     every: Annotated[float, typer.Option(min=0.0, help="Seconds from one clip to the next.")] = 15.0,
     clips: Annotated[Path | None, typer.Option(help="A folder with clips.csv: file, text, label.")] = None,
     ca: Annotated[Path | None, typer.Option(help="Certificates to trust beside the system's.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Log as JSON in the Elastic Common Schema.")] = False,
+    as_json: Annotated[
+        bool | None,
+        typer.Option("--json/--text", help="Log in the Elastic Common Schema; the default where no terminal is."),
+    ] = None,
 ) -> None:
     """Watch how right a service is. Its key is read from SOUNDSTAGE_API_KEY."""
     handler = logging.StreamHandler(sys.stderr)
@@ -266,7 +269,7 @@ def main(  # noqa: PLR0917  # options, given by name
             exclude_fields=("log.original", "process.thread", "process.name"),
             extra={"service.name": "soundstage-canary"},
         )
-        if as_json
+        if as_json or (as_json is None and not sys.stderr.isatty())
         else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     )
     _log.addHandler(handler)

@@ -1,0 +1,184 @@
+"""Log lines of a real run go into a real search engine under the shipped mapping, and the saved searches find them.
+
+The engine is OpenSearch from Maven Central, run inside Java: neither Elasticsearch's server nor Filebeat nor Logstash
+can be had from a package index. What Filebeat adds to a line is added here; Elasticsearch's lifecycle is not tested.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from soundstage.sample import TRUTH
+from tests.conftest import ROOT
+from tests.observability.conftest import Observed, free_ports, poll
+
+LOGGING = ROOT / "cluster" / "logging"
+SEARCH = Path(__file__).parent / "search"
+JARS = Path(os.environ.get("SOUNDSTAGE_CACHE", Path.home() / ".cache" / "soundstage")) / "search-engine"
+STREAM = "logs-soundstage-default"
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    for tool in ("mvn", "java", "javac"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"SKIPPED, NOT PROVEN: {tool} is missing: apt-get install maven default-jdk-headless")
+    if not any(JARS.glob("opensearch-2*.jar")):
+        JARS.mkdir(parents=True, exist_ok=True)
+        command = ["mvn", "-q", "-f", SEARCH / "pom.xml", "dependency:copy-dependencies", f"-DoutputDirectory={JARS}"]
+        fetched = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+        if fetched.returncode:
+            pytest.skip(f"SKIPPED, NOT PROVEN: Maven Central cannot be reached: {fetched.stdout[-300:]}")
+    home = tmp_path_factory.mktemp("engine")
+    (home / "config").mkdir()
+    subprocess.run(
+        ["javac", "-cp", f"{JARS}/*", "-d", str(home), str(SEARCH / "SearchServer.java")],
+        check=True,
+        capture_output=True,
+    )
+    http, transport = free_ports(2)
+    command = ["java", "-Xmx512m", "-cp", f"{home}:{JARS}/*", "SearchServer", home, http, transport]
+    with (home / "log").open("wb") as log:
+        process = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log)
+    client = httpx.Client(base_url=f"http://127.0.0.1:{http}", timeout=30)
+    try:
+        poll(lambda: process.poll() is None and is_up(client), 90, lambda: (home / "log").read_text()[-2000:])
+        yield client
+    finally:
+        client.close()
+        process.terminate()
+        process.wait()
+
+
+def is_up(client: httpx.Client) -> bool:
+    try:
+        return client.get("/").is_success
+    except httpx.HTTPError:
+        return False
+
+
+def put(engine: httpx.Client, path: str, name: str, **changes: Any) -> None:
+    document = json.loads((LOGGING / "elasticsearch" / name).read_text(encoding="utf-8")) | changes
+    answer = engine.put(path, json=document)
+    assert answer.is_success, answer.text
+
+
+@pytest.fixture(scope="module")
+def indexed(engine: httpx.Client, observed: Observed, busy: None) -> list[dict[str, Any]]:
+    """Every line that the run has written so far, as it was indexed."""
+    put(engine, "/_component_template/soundstage-mappings", "mappings.json")
+    # OpenSearch has no lifecycle of this name; everything else is as it is shipped.
+    put(engine, "/_index_template/soundstage", "index_template.json", composed_of=["soundstage-mappings"])
+    poll(lambda: lines_of("replica_*Preprocessor*", observed), 60, "nothing was analysed")
+    canary = [json.loads(line) for line in canary_log(observed)]
+    replicas = [
+        json.loads(line) | {"log": json.loads(line)["log"] | added["log"], "host": added["host"]}
+        for line, added in lines_of("replica_*", observed)
+    ]
+    ray = [
+        {"@timestamp": now(), "message": line, "event": {"dataset": "ray"}, "service": {"name": "ray"}, **added}
+        for pattern in ("controller_*", "proxy_*")
+        for line, added in lines_of(pattern, observed)
+    ]
+    documents = [*replicas, *canary, *ray]
+    body = "".join(f'{{"create": {{}}}}\n{json.dumps(document)}\n' for document in documents)
+    answer = engine.post(
+        f"/{STREAM}/_bulk", params={"refresh": "true"}, content=body, headers={"Content-Type": "application/x-ndjson"}
+    ).json()
+    refused = [item["create"]["error"] for item in answer["items"] if "error" in item["create"]]
+    assert not refused, refused[:3]
+    assert len(answer["items"]) == len(documents)
+    return documents
+
+
+def lines_of(pattern: str, observed: Observed) -> list[tuple[str, dict[str, Any]]]:
+    """Whole lines of Ray's log files, and what Filebeat adds to each."""
+    return [
+        (line, {"log": {"file": {"path": str(path)}, "offset": 0}, "host": {"name": "node"}})
+        for path in sorted(observed.logs_dir.glob(f"{pattern}.log"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+
+
+def canary_log(observed: Observed) -> list[str]:
+    """What the canary wrote."""
+    return [
+        line
+        for line in (observed.monitor.state_dir / "canary.log").read_text(encoding="utf-8").splitlines()
+        if line.startswith("{")
+    ]
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat()
+
+
+def searches() -> list[Any]:
+    objects = [json.loads(line) for line in (LOGGING / "kibana" / "objects.ndjson").read_text().splitlines()]
+    return [pytest.param(found["attributes"], id=found["id"]) for found in objects if found["type"] == "search"]
+
+
+def found(engine: httpx.Client, query: str) -> list[dict[str, Any]]:
+    body = {"query": {"query_string": {"query": query}}, "size": 1000}
+    hits: list[dict[str, Any]] = engine.post("/logs-soundstage-*/_search", json=body).json()["hits"]["hits"]
+    return [hit["_source"] for hit in hits]
+
+
+@pytest.mark.parametrize("search", searches())
+def test_every_saved_search_finds_lines_with_its_columns(
+    engine: httpx.Client, indexed: list[dict[str, Any]], search: dict[str, Any]
+) -> None:
+    query = json.loads(search["kibanaSavedObjectMeta"]["searchSourceJSON"])["query"]
+    assert query["language"] == "lucene"
+    hits = found(engine, query["query"])
+    assert 0 < len(hits) < len(indexed)
+    for column in search["columns"]:
+        assert any(has(hit, column) for hit in hits), f"no line has {column}"
+
+
+def has(document: dict[str, Any], name: str) -> bool:
+    node: Any = document
+    for part in name.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def test_a_field_that_is_not_mapped_is_refused(engine: httpx.Client, indexed: list[dict[str, Any]]) -> None:
+    answer = engine.post(f"/{STREAM}/_create/x", json={"@timestamp": now(), "message": "m", "surprise": 1})
+    assert answer.status_code == 400
+    assert "strict" in answer.text
+
+
+def test_a_request_is_followed_by_its_id_and_its_trace(engine: httpx.Client, indexed: list[dict[str, Any]]) -> None:
+    clip = found(engine, "event.action:clip AND soundstage.audio_seconds:>30")[0]
+    request = found(engine, f'event.action:request AND http.request.id:"{clip["http"]["request"]["id"]}"')
+    assert [line["http"]["response"]["status_code"] for line in request] == [200]
+    assert request[0]["event"]["duration"] >= clip["event"]["duration"]
+    assert all("@" in model for model in clip["soundstage"]["models"])
+    # Every request of the canary is one trace, from the canary through ingress and preprocessor.
+    asked = found(engine, "service.name:soundstage\\-canary AND event.outcome:success AND message:reading")
+    asked = asked or found(engine, "service.name:soundstage\\-canary AND event.outcome:success")
+    stages = {
+        line.get("soundstage", {}).get("stage")
+        for line in found(engine, f'trace.id:"{asked[0]["trace"]["id"]}"')
+        if line["service"]["name"] == "soundstage"
+    }
+    assert stages == {"Ingress", "Preprocessor"}
+
+
+def test_no_line_holds_what_was_said(indexed: list[dict[str, Any]]) -> None:
+    written = json.dumps(indexed).lower()
+    for phrase in TRUTH.text.lower().split(", "):
+        assert phrase.strip(".,") not in written
