@@ -1,0 +1,444 @@
+"""What a media production engineer is promised, on a real NiFi with a real service: `make test-nifi`.
+
+Sizes: SOUNDSTAGE_NIFI_FILES (200), SOUNDSTAGE_NIFI_LONGEST_S (600), SOUNDSTAGE_NIFI_FLOOD (2000),
+SOUNDSTAGE_NIFI_HOUR_S (3600).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import statistics
+import threading
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import jiwer
+import numpy as np
+import pytest
+
+from nifi.canvas import Canvas, FlowError
+from nifi.flow import Tuning, build
+from soundstage.client import ServiceClient
+from tests.conftest import ROOT
+from tests.nifi.conftest import KEY, SUFFIXES, Proof, measured, wait_for
+from tests.nifi.rushes import SAMPLE_RATE, Recordings, Rush, encode
+
+pytestmark = [pytest.mark.shared_data, pytest.mark.timeout(1800)]
+
+N_FILES = int(os.environ.get("SOUNDSTAGE_NIFI_FILES", "200"))
+LONGEST_S = float(os.environ.get("SOUNDSTAGE_NIFI_LONGEST_S", "600"))
+N_FLOOD = int(os.environ.get("SOUNDSTAGE_NIFI_FLOOD", "2000"))
+HOUR_S = float(os.environ.get("SOUNDSTAGE_NIFI_HOUR_S", "3600"))
+BUSY_S = float(os.environ.get("SOUNDSTAGE_NIFI_BUSY_S", "60"))
+PATIENCE_S = 1500.0
+WAV = ("wav", "wav", "pcm_s16le", 16_000)
+
+
+@pytest.fixture(scope="module")
+def recordings(shared_data: Path) -> Recordings:
+    return Recordings(shared_data)
+
+
+def drop(rushes: list[Rush], proof: Proof) -> dict[str, set[str]]:
+    """Write rushes into the watch folder; the documents that each is to become."""
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda rush: rush.write(proof.watch), rushes))
+    return {rush.source: rush.documents(SUFFIXES) for rush in rushes}
+
+
+def words(text: str) -> str:
+    kept = "".join(letter.lower() if letter.isalpha() or letter == "'" else " " for letter in text)
+    return " ".join(kept.split())
+
+
+def check_captions(rushes: list[Rush], proof: Proof) -> float:
+    """Each file has its own text in every document; the word error rate over all."""
+    references, heard = [], []
+    for rush in rushes:
+        stem = proof.delivery / rush.source.rpartition(".")[0]
+        analysis = json.loads(Path(f"{stem}.json").read_text(encoding="utf-8"))
+        srt = Path(f"{stem}.srt").read_text(encoding="utf-8")
+        assert analysis["duration_s"] == pytest.approx(len(rush.samples) / SAMPLE_RATE, abs=0.2)
+        assert set(analysis["models"]) == {"moonshine-tiny-en", "soundstage-sounds"}
+        assert Path(f"{stem}.csv").read_text(encoding="utf-8").startswith("type,")
+        if "[tc10-00-00-00]" in rush.source:
+            assert "10:00:0" in Path(f"{stem}.csv").read_text(encoding="utf-8")
+        if rush.transcript is None:
+            continue
+        assert words(analysis["text"]) == words(
+            "".join(line for line in srt.splitlines(keepends=True) if not line[0].isdigit())
+        )
+        references.append(words(rush.transcript))
+        heard.append(words(analysis["text"]))
+        assert jiwer.wer(references[-1], heard[-1]) < 0.6, rush.source
+    return float(jiwer.wer(references, heard))
+
+
+def test_every_file_is_captioned_once(proof: Proof, recordings: Recordings) -> None:
+    rushes = recordings.rushes("calm", N_FILES, first=0, longest_s=LONGEST_S)
+    n_before = proof.front.n_requests
+    start = time.monotonic()
+    expected = drop(rushes, proof)
+    try:
+        wait_for(lambda: proof.n_whole(expected) == len(rushes), PATIENCE_S, "every file to be delivered")
+    finally:
+        print(proof.canvas.status())
+    wall_s = time.monotonic() - start
+    assert proof.delivered("calm") == set().union(*expected.values())
+    events = Counter(event["source"] for event in proof.events() if event["event"] == "delivered")
+    assert events == Counter(expected)
+    n_requests = proof.front.n_requests - n_before
+    assert n_requests == len(rushes)
+    wer = check_captions(rushes, proof)
+    assert wer < 0.08
+    hours = sum(len(rush.samples) for rush in rushes) / SAMPLE_RATE / 3600
+    measured(
+        "calm", files=len(rushes), delivered_once=len(events), requests=n_requests, wall_s=round(wall_s),
+        audio_h=round(hours, 2), word_errors=f"{wer:.2%}",
+    )  # fmt: skip
+
+
+def test_what_is_known_is_not_done_again(proof: Proof, recordings: Recordings) -> None:
+    n_before = proof.front.n_requests
+    name = "known/take.wav"
+    samples, _ = recordings.speech(7)
+    rush = Rush(source=name, samples=samples * 0.9, format=WAV, transcript=None)
+    expected = drop([rush], proof)
+    wait_for(lambda: proof.n_whole(expected) == 1, 120, "the file")
+    (proof.watch / "known/other").mkdir()
+    shutil.copy(proof.watch / name, proof.watch / "known/other/copy.wav")
+    reason = wait_for_reason(proof, "known/other/copy.wav")
+    assert (reason["reason"], reason["message"]) == ("duplicate", f"the same content as {name}")
+    # Two sources of one stem in one folder: the second keeps its whole name.
+    encode(proof.watch / "known/take.flac", samples * 0.8, ("flac", "flac", "flac", 16_000))
+    wait_for(lambda: "known/take.flac.srt" in proof.delivered(), 120, "the file of the same stem")
+    assert proof.front.n_requests - n_before == 2
+    # A restart with a new list of what was seen: the deliveries are remembered elsewhere.
+    proof.canvas.remove()
+    proof.canvas.deploy(proof.values())
+    proof.canvas.start()
+    last = Rush(source="known/last.wav", samples=samples * 0.7, format=WAV, transcript=None)
+    expected = drop([last], proof)
+    wait_for(lambda: proof.n_whole(expected) == 1, 300, "the file after the flow was made anew")
+    wait_for(lambda: proof.canvas.status().n_queued == 0, 120, "queues to be empty")
+    assert proof.front.n_requests - n_before == 3
+
+
+def wait_for_reason(proof: Proof, source: str) -> dict[str, str]:
+    wait_for(lambda: proof.reason(source), 120, f"the reason of {source}")
+    reason = proof.reason(source)
+    assert reason is not None
+    return reason
+
+
+def test_what_cannot_be_captioned_is_in_quarantine_and_comes_back(proof: Proof, recordings: Recordings) -> None:
+    samples, _ = recordings.speech(3)
+    folder = proof.watch / "bad/Rolle 9"
+    folder.mkdir(parents=True)
+    encode(folder / "good.wav", samples * 0.6, WAV)
+    whole = (folder / "good.wav").read_bytes()
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("good.wav", whole)
+    bad = {
+        "corrupt ü.flac": (b"fLaC" + whole[4:3000], "unusable_audio"),
+        "encrypted.mov": (np.random.default_rng(0).bytes(50_000), "unsupported_media"),
+        "archive.wav": (archive.getvalue(), "not_media"),
+        "picture.wav": (b"\x89PNG\r\n\x1a\n" + bytes(500), "not_media"),
+        "text.mp3": (b"these are no captions\n" * 50, "not_media"),
+        "empty.wav": (b"", "empty"),
+        "99 [99fps].wav": (whole[:-2000], "invalid_request"),
+    }
+    for name, (content, _) in bad.items():
+        (folder / name).write_bytes(content)
+    with (folder / "huge.wav").open("wb") as file:
+        file.truncate(200_000_000)
+    for name, (_, code) in {**bad, "huge.wav": (b"", "too_large")}.items():
+        reason = wait_for_reason(proof, f"bad/Rolle 9/{name}")
+        assert reason["reason"] == code, (name, reason)
+        assert len(reason["message"]) > 10
+        kept = proof.quarantine / "bad/Rolle 9" / name
+        if code in {"empty", "too_large"}:
+            assert not kept.exists()
+        else:
+            assert kept.read_bytes() == (folder / name).read_bytes()
+    wait_for(lambda: "bad/Rolle 9/good.srt" in proof.delivered(), 120, "the good file among them")
+    measured("quarantine", reasons=[*sorted(code for _, code in bad.values()), "too_large"])
+
+    # Mended where it lies in quarantine, and tried again with one command.
+    encode(proof.quarantine / "bad/Rolle 9/corrupt ü.flac", samples * 0.5, ("flac", "flac", "flac", 16_000))
+    from typer.testing import CliRunner
+
+    from nifi.__main__ import app
+
+    done = CliRunner().invoke(app, ["replay", str(proof.quarantine), "*corrupt*", "--json"])
+    assert json.loads(done.stdout) == {"replayed": ["bad/Rolle 9/corrupt ü.flac"]}
+    wait_for(lambda: "bad/Rolle 9/corrupt ü.srt" in proof.delivered(), 120, "the replayed file")
+    assert proof.reason("bad/Rolle 9/corrupt ü.flac") is None
+    # Mended where it was found.
+    encode(folder / "text.mp3", samples * 0.4, ("mp3", "mp3", "libmp3lame", 16_000))
+    wait_for(lambda: "bad/Rolle 9/text.srt" in proof.delivered(), 120, "the file that was replaced")
+
+
+def test_pushed_files_are_captioned_and_tidied(proof: Proof, recordings: Recordings) -> None:
+    samples, _ = recordings.speech(4)
+    encode(proof.folder / "push.wav", samples * 0.6, WAV)
+    url = f"http://127.0.0.1:{proof.push_port}/rushes"
+    wait_for(lambda: _answers(url), 60, "pushes to be taken")
+    content = (proof.folder / "push.wav").read_bytes()
+    answer = httpx.post(url, params={"path": "Push ü/Reel/a b.wav"}, content=content, timeout=30)
+    assert (answer.status_code, answer.json()) == (202, {"accepted": "Push ü/Reel/a b.wav"})
+    for path in ("../outside.wav", "/etc/x.wav", "a/../b.wav", ".hidden.wav", ""):
+        assert httpx.post(url, params={"path": path}, content=content, timeout=30).status_code == 400
+    wait_for(lambda: "Push ü/Reel/a b.srt" in proof.delivered(), 120, "the pushed file")
+    inbox = proof.folder / "work/inbox"
+    wait_for(lambda: not any(path.is_file() for path in inbox.rglob("*")), 30, "the inbox to be tidied")
+
+
+def _answers(url: str) -> bool:
+    with suppress(httpx.HTTPError):
+        return httpx.post(url, params={"path": ""}, content=b"x", timeout=5).status_code == 400
+    return False
+
+
+def test_nothing_is_lost_or_doubled_whatever_restarts(proof: Proof, recordings: Recordings) -> None:
+    rushes = recordings.rushes("storm", N_FILES, first=1000, longest_s=min(LONGEST_S, 120.0))
+    expected = drop(rushes, proof)
+    n_before, told = proof.front.n_requests, []
+    start = time.monotonic()
+
+    def reached(share: float) -> None:
+        wait_for(lambda: proof.n_whole(expected) >= share * len(rushes), PATIENCE_S, f"{share:.0%} of the files")
+        told.append(f"{proof.n_whole(expected)} at {time.monotonic() - start:.0f} s")
+
+    reached(0.1)
+    _kill_a_replica(proof)
+    reached(0.2)
+    proof.nifi.kill()
+    assert proof.nifi.pid is None
+    proof.nifi.start()
+    proof.connect()
+    reached(0.35)
+    n_requests, n_refused = proof.front.n_requests, proof.front.n_refused
+    proof.front.set_busy(True)
+    time.sleep(BUSY_S)  # the outage itself
+    proof.front.set_busy(False)
+    assert proof.front.n_requests == n_requests
+    n_refused = proof.front.n_refused - n_refused
+    reached(0.5)
+    proof.cluster.stop()
+    proof.cluster.start()
+    proof.cluster.deploy_document(proof.document)
+    reached(0.7)
+    _refuse_delivery(proof, 20)
+    reached(0.85)
+    proof.nifi.kill()
+    proof.nifi.start()
+    proof.connect()
+    reached(1.0)
+    wall_s = time.monotonic() - start
+    assert proof.delivered("storm") == set().union(*expected.values())
+    events = Counter(
+        event["source"]
+        for event in proof.events()
+        if event["source"].startswith("storm/") and event["event"] == "delivered"
+    )
+    assert not proof.quarantine.joinpath("storm").exists()
+    wer = check_captions(rushes, proof)
+    measured(
+        "storm", files=len(rushes), delivered=len(events), lost=len(rushes) - len(events),
+        doubled=sum(count > 1 for count in events.values()), requests=proof.front.n_requests - n_before,
+        answers_503_in_a_minute=n_refused, wall_s=round(wall_s), word_errors=f"{wer:.2%}", progress=told,
+    )  # fmt: skip
+    assert events == Counter(expected)
+    assert n_refused < 60 * 8
+
+
+def _kill_a_replica(proof: Proof) -> None:
+    """End the process of a recogniser, as the kernel would when memory runs out."""
+    for pid in proof.cluster.pids():
+        with suppress(OSError):
+            if b"VoiceRecognizer" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+                return
+    raise AssertionError("no replica to kill")
+
+
+def _refuse_delivery(proof: Proof, for_s: float) -> None:
+    """A file where the delivery folder is: nothing can be written below it."""
+    aside = proof.folder / "aside"
+    proof.delivery.rename(aside)
+    proof.delivery.write_text("no folder")
+    time.sleep(for_s)  # the outage itself
+    proof.delivery.unlink()
+    aside.rename(proof.delivery)
+
+
+@pytest.fixture
+def older(proof: Proof) -> Iterator[None]:
+    """An older version of the flow is what runs: one step had another name, another did not exist."""
+    definition = build()
+    group = next(group for group in definition["flowContents"]["processGroups"] if group["name"] == "2 Admit")
+    for part in [*group["processors"], *group["connections"]]:
+        for place in [part, part.get("source", {}), part.get("destination", {})]:
+            if place.get("name") == "Tell what it is":
+                place["name"] = "Look at the type"
+                key = "id" if "id" in place else "identifier"
+                place[key] = place[key][:-4] + "0000"
+        if {part.get("source", {}).get("name"), part.get("destination", {}).get("name")} & {"Look at the type"}:
+            part["identifier"] = part["identifier"][:-4] + "0000"
+    canvas = proof.canvas
+    group_id = canvas.group_id()
+    assert group_id is not None
+    canvas._replace(group_id, definition)
+    canvas.start()
+    yield
+    canvas.deploy(proof.values())
+
+
+def test_deploying_again_and_upgrading_lose_nothing(proof: Proof, recordings: Recordings, older: None) -> None:
+    assert any(each.action == "remove" for each in proof.canvas.differences())
+    rushes = recordings.rushes("upgrade", 30, first=2000, longest_s=20.0)
+    expected = drop(rushes, proof)
+    wait_for(lambda: proof.n_whole(expected) >= 2, PATIENCE_S, "the first files")
+    n_waiting = proof.canvas.status().n_queued
+    done = proof.canvas.deploy(proof.values())
+    assert {each.action for each in done.changed} == {"add", "remove"}
+    assert proof.canvas.differences() == []
+    again = proof.canvas.deploy({name: value for name, value in proof.values().items() if name != "authorization"})
+    assert (list(again.changed), list(again.parameters)) == ([], [])
+    # What only differs in a number is changed in place.
+    done = proof.canvas.deploy({}, tuning=Tuning(concurrency=6))
+    assert {each.action for each in done.changed} == {"change"}
+    wait_for(lambda: proof.n_whole(expected) == len(rushes), PATIENCE_S, "every file after the upgrade")
+    events = Counter(event["source"] for event in proof.events() if event["source"].startswith("upgrade/"))
+    assert events == Counter(expected)
+    proof.canvas.deploy({}, tuning=Tuning())
+    measured("upgrade", files=len(rushes), waiting_at_the_upgrade=n_waiting, delivered_once=len(events))
+
+
+def test_what_runs_is_what_is_in_the_repository(proof: Proof) -> None:
+    assert proof.canvas.differences() == []
+    assert json.loads((ROOT / "nifi" / "flow.json").read_text(encoding="utf-8")) == build()
+    assert proof.canvas.status().state == "running"
+
+
+def test_a_missing_secret_is_refused_before_the_start(nifi: object, proof: Proof) -> None:
+    # NiFi itself says that a flow without its secret is valid, and starts it.
+    proof.canvas.remove()
+    try:
+        proof.canvas.deploy({name: value for name, value in proof.values().items() if name != "authorization"})
+        with pytest.raises(FlowError, match="authorization not set"):
+            proof.canvas.start()
+        assert proof.canvas.status().state == "stopped"
+    finally:
+        proof.canvas.deploy(proof.values())
+        proof.canvas.start()
+
+
+def test_a_flood_drains_as_fast_as_the_service_can(proof: Proof, recordings: Recordings) -> None:
+    n_direct = max(20, N_FLOOD // 8)
+    bodies = proof.folder / "direct"
+    shorts = list(_shorts(recordings, N_FLOOD + 2 * n_direct))
+    for number, rush in enumerate(shorts[: 2 * n_direct]):
+        Rush(source=f"{number}.wav", samples=rush.samples, format=WAV, transcript=None).write(bodies)
+    first = _direct_s(proof, [bodies / f"{number}.wav" for number in range(n_direct)])
+    proof.canvas.stop()
+    flood = shorts[2 * n_direct :]
+    expected = drop(flood, proof)
+    n_before, refused_before = proof.front.n_requests, proof.front.n_refused
+    resident: list[float] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(1.0):
+            resident.append(proof.nifi.resident_mb())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        proof.canvas.start()
+        start = time.monotonic()
+        wait_for(lambda: len(proof.delivered("flood")) == 4 * len(flood), PATIENCE_S, "the flood to drain")
+        flow_s = (time.monotonic() - start) / len(flood)
+    finally:
+        done.set()
+        watcher.join()
+    second = _direct_s(proof, [bodies / f"{number}.wav" for number in range(n_direct, 2 * n_direct)])
+    assert proof.delivered("flood") == set().union(*expected.values())
+    early = statistics.median(resident[len(resident) // 5 : 2 * len(resident) // 5])
+    late = statistics.median(resident[-len(resident) // 5 :])
+    direct_s = (first + second) / 2
+    measured(
+        "flood", files=len(flood), flow_files_per_s=round(1 / flow_s, 1),
+        client_files_per_s=(round(1 / first, 1), round(1 / second, 1)), flow_over_client=round(direct_s / flow_s, 3),
+        requests=proof.front.n_requests - n_before, answers_503=proof.front.n_refused - refused_before,
+        nifi_mb=(round(early), round(late)),
+    )  # fmt: skip
+    assert late < 1.15 * early
+    assert direct_s / flow_s >= 0.9
+
+
+def _shorts(recordings: Recordings, n_files: int) -> Iterator[Rush]:
+    """Clips of 1 to 2 s."""
+    rng = np.random.default_rng(5)
+    long = np.concatenate([recordings.speech(number)[0] for number in range(40)])
+    for number in range(n_files):
+        first = int(rng.integers(len(long) - 2 * SAMPLE_RATE))
+        samples = long[first : first + int(rng.uniform(1, 2) * SAMPLE_RATE)]
+        yield Rush(source=f"flood/{number % 20}/{number}.wav", samples=samples, format=WAV, transcript=None)
+
+
+def _direct_s(proof: Proof, paths: list[Path]) -> float:
+    """Seconds a file when the service's own client asks, with as many requests at once as the flow."""
+    with (
+        ServiceClient(proof.cluster.url, api_key=KEY) as client,
+        ThreadPoolExecutor(Tuning().concurrency) as pool,
+    ):
+        start = time.monotonic()
+        list(pool.map(client.analyze, paths))
+        return (time.monotonic() - start) / len(paths)
+
+
+def test_an_hour_comes_without_meeting_the_read_timeout(proof: Proof, recordings: Recordings) -> None:
+    minute, n_samples = [], 0
+    for number in range(30):
+        samples, _ = recordings.speech(100 + number)
+        minute.append(samples)
+        n_samples += len(samples)
+    piece = np.concatenate(minute)
+    samples = np.resize(piece, int(HOUR_S * SAMPLE_RATE))
+    rush = Rush(source="long/hour.flac", samples=samples, format=("flac", "flac", "flac", 16_000), transcript=None)
+    proof.canvas.deploy({"read_timeout": "40 secs"})
+    n_before = proof.front.n_requests
+    expected = drop([rush], proof)
+    wall_s = wait_for(lambda: proof.n_whole(expected) == 1, PATIENCE_S, "the hour")
+    analysis = json.loads((proof.delivery / "long/hour.json").read_text(encoding="utf-8"))
+    assert analysis["duration_s"] == pytest.approx(HOUR_S, abs=1)
+    assert proof.front.n_requests - n_before == 1
+    measured("hour", audio_s=HOUR_S, wall_s=round(wall_s), read_timeout_s=40, requests=1)
+    proof.canvas.deploy({"read_timeout": "5 mins"})
+
+
+def test_removing_is_refused_while_files_wait(proof: Proof, recordings: Recordings) -> None:
+    proof.front.set_busy(True)
+    try:
+        drop(list(_shorts(recordings, 3)), proof)
+        wait_for(lambda: proof.canvas.status().n_queued, 60, "files in queues")
+        with pytest.raises(FlowError, match="files wait in its queues"):
+            proof.canvas.remove()
+    finally:
+        proof.front.set_busy(False)
+    wait_for(lambda: proof.canvas.status().n_queued == 0, 120, "queues to be empty")
+    proof.canvas.remove()
+    assert Canvas(proof.nifi.url).group_id() is None
