@@ -49,11 +49,26 @@ _PROVIDERS = {
 }
 
 
+def _kustomization() -> str:
+    """The dashboards as ConfigMaps, one each, for Grafana's sidecar in Kubernetes."""
+    document = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "generatorOptions": {"labels": {"grafana_dashboard": "1"}, "disableNameSuffixHash": True},
+        "configMapGenerator": [
+            {"name": board.uid.replace("soundstage-", "soundstage-dashboard-"), "files": [f"{board.uid}.json"]}
+            for board in BOARDS
+        ],
+    }
+    return yaml.safe_dump(document, sort_keys=False)
+
+
 def files() -> dict[str, str]:
     """Path below OUTPUT to text of every file."""
     note = "# Written by `python -m dashboards`.\n"
     return {
         **{f"dashboards/{board.uid}.json": as_json(board) for board in BOARDS},
+        "dashboards/kustomization.yaml": note + _kustomization(),
         "provisioning/datasources/prometheus.yml": note + yaml.safe_dump(_DATASOURCE, sort_keys=False),
         "provisioning/dashboards/soundstage.yml": note + yaml.safe_dump(_PROVIDERS, sort_keys=False),
     }
