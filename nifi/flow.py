@@ -262,7 +262,7 @@ def _ingest(top: Group, memory: Part) -> dict[str, Part]:
     push = group.processor(
         "Take a push",
         "HandleHttpRequest",
-        at=at(3, 0),
+        at=at(2.8, 0),
         comments="POST /rushes?path=Production/Reel/name.wav with the file as body.",
         properties={
             "Hostname": "#{push_address}",
@@ -277,7 +277,7 @@ def _ingest(top: Group, memory: Part) -> dict[str, Part]:
     is_safe = group.processor(
         "Is the path good?",
         "RouteOnAttribute",
-        at=at(3, 1),
+        at=at(2.8, 1),
         comments="Relative, without dots for folders, and not hidden.",
         properties={
             "good": r"${http.query.param.path:matches('(?!.*[\\\\\\x00-\\x1f])(?:[^./][^/]*/)*[^./][^/]*')}",
@@ -286,7 +286,7 @@ def _ingest(top: Group, memory: Part) -> dict[str, Part]:
     name_push = group.processor(
         "Name the push",
         "UpdateAttribute",
-        at=at(3, 2),
+        at=at(2.8, 2),
         comments="Where it lands.",
         properties={
             "via": "push",
@@ -296,7 +296,7 @@ def _ingest(top: Group, memory: Part) -> dict[str, Part]:
             "source": "${http.query.param.path}",
         },
     )
-    land_push = _landing(group, "Land a push", at(3, 3), ends=())
+    land_push = _landing(group, "Land a push", at(2.8, 3), ends=())
     group.connect(push, is_safe, "success", room=Room(8, "4 GB"))
     group.connect(is_safe, name_push, "good", room=Room(8, "4 GB"))
     group.connect(name_push, land_push, "success", room=Room(8, "4 GB"))
@@ -306,7 +306,7 @@ def _ingest(top: Group, memory: Part) -> dict[str, Part]:
         ("Say 400", "400", '{"error": "path must be relative, such as Production/Reel/a.wav"}', 4,
          ((is_safe, "unmatched"),)),
     )  # fmt: skip
-    for column, (name, status, body, row, causes) in zip((2.5, 3.5, 4.5), answers, strict=True):
+    for column, (name, status, body, row, causes) in zip((2.3, 3.3, 4.3), answers, strict=True):
         told = group.processor(
             f"{name}: text",
             "ReplaceText",
@@ -379,7 +379,7 @@ def _admit(top: Group, memory: Part, tuning: Tuning) -> dict[str, Part]:
         colour=BLUE,
     )
     files = group.input_port("files", at=at(0.1, 0.2))
-    refused = group.output_port("refused", at=at(3.6, 3.2), comments="With reason and message.")
+    refused = group.output_port("refused", at=at(2.1, 4.2), comments="With reason and message.")
     admitted = group.output_port("admitted", at=at(0.1, 11.2), comments="With content, sha256 and query.")
     path = group.processor(
         "Read the path",
@@ -495,7 +495,7 @@ def _admit(top: Group, memory: Part, tuning: Tuning) -> dict[str, Part]:
     own_content = group.processor(
         "Known as itself?",
         "RouteOnAttribute",
-        at=at(2, 9),
+        at=at(2, 10),
         comments="The same path made the entry: this step is repeated after a restart, or the file was touched.",
         properties={"itself": "${original.flowfile.description:equals(${source})}"},
     )
@@ -514,14 +514,14 @@ def _admit(top: Group, memory: Part, tuning: Tuning) -> dict[str, Part]:
     own_name = group.processor(
         "Taken by itself?",
         "RouteOnAttribute",
-        at=at(0, 10),
+        at=at(1, 10),
         comments="The first keeps the short name.",
         properties={"itself": "${original.flowfile.description:equals(${source})}"},
     )
     full_name = group.processor(
         "Take the full name",
         "UpdateAttribute",
-        at=at(1, 10.5),
+        at=at(1, 11),
         comments="take1.mp3.srt",
         properties={"stem": "${source:substringAfterLast('/')}"},
     )
@@ -551,14 +551,14 @@ def _admit(top: Group, memory: Part, tuning: Tuning) -> dict[str, Part]:
     group.connect(own_name, full_name, "unmatched", room=few)
     group.connect(full_name, admitted, "success", room=few)
     refusals = (
-        ("empty", "the file has no content", "no", look, ("empty",), at(2, 2)),
-        ("too_large", "the file has ${file.size} bytes, more than #{max_bytes}", "no", look, ("too large",), at(2, 1)),
-        ("vanished", "the file was removed or renamed before it could be read", "no", read, ("not.found",), at(2, 3)),
-        ("unreadable", "the file cannot be read", "no", read, ("failure", "permission.denied"), at(2, 4)),
-        ("unreadable", "the file cannot be read any more", "no", digest, ("failure",), at(2, 5)),
-        ("not_media", "the content is ${mime.type}, not audio or video", "yes", is_media, ("unmatched",), at(2, 7)),
+        ("empty", "the file has no content", "no", look, ("empty",), at(1, 2)),
+        ("too_large", "the file has ${file.size} bytes, more than #{max_bytes}", "no", look, ("too large",), at(1, 1)),
+        ("vanished", "the file was removed or renamed before it could be read", "no", read, ("not.found",), at(1, 3)),
+        ("unreadable", "the file cannot be read", "no", read, ("failure", "permission.denied"), at(1, 4)),
+        ("unreadable", "the file cannot be read any more", "no", digest, ("failure",), at(1, 5)),
+        ("not_media", "the content is ${mime.type}, not audio or video", "yes", is_media, ("unmatched",), at(1, 7)),
         ("duplicate", "the same content as ${original.flowfile.description}", "no", own_content, ("unmatched",),
-         at(3.5, 9)),
+         at(2, 9)),
     )  # fmt: skip
     for reason, message, copy, cause, relationships, place in refusals:
         why = _why(group, f"Say why: {cause.name} {relationships[0]}", place, reason, message, copy=copy)
@@ -599,7 +599,7 @@ def _analyse(top: Group, tuning: Tuning) -> dict[str, Part]:
     )
     admitted = group.input_port("admitted", at=at(0.1, 0.2))
     analysed = group.output_port("analysed", at=at(0.1, 5.2), comments="The last line of the answer.")
-    refused = group.output_port("refused", at=at(2.1, 6.2), comments="With reason and message.")
+    refused = group.output_port("refused", at=at(3.1, 4.2), comments="With reason and message.")
     ask = group.processor(
         ASK,
         "InvokeHTTP",
@@ -679,7 +679,7 @@ def _analyse(top: Group, tuning: Tuning) -> dict[str, Part]:
     again = group.processor(
         "Once more?",
         "RouteOnAttribute",
-        at=at(1.5, 2),
+        at=at(3, 1),
         comments="For retry_hours. A file on which the service itself fails, three rounds.",
         properties={
             "too long": f"${{{too_long}}}",
@@ -689,7 +689,7 @@ def _analyse(top: Group, tuning: Tuning) -> dict[str, Part]:
     count = group.processor(
         "Count the rounds",
         "UpdateAttribute",
-        at=at(1.5, 1),
+        at=at(3, 0),
         comments="A round is seven tries over a minute.",
         properties={
             "rounds": f"${{rounds:replaceNull('0'):toNumber():plus(${{{ours}:ifElse('1','0'):toNumber()}})}}",
@@ -699,14 +699,14 @@ def _analyse(top: Group, tuning: Tuning) -> dict[str, Part]:
     status = group.processor(
         "Is it the file?",
         "RouteOnAttribute",
-        at=at(1.5, 4),
+        at=at(1, 2),
         comments="A refused key and too many requests are no fault of the file: it waits.",
         properties={"not the file": "${invokehttp.status.code:in('401','403','408','425','429')}"},
     )
     wait = group.processor(
         "Wait a while",
         "RetryFlowFile",
-        at=at(2.5, 2),
+        at=at(2, 3),
         comments="Then it is tried again.",
         properties={"maximum-retries": "1000000000", "penalize-retries": "true", "reuse-mode": "reset"},
         penalty="15 sec",
@@ -715,7 +715,7 @@ def _analyse(top: Group, tuning: Tuning) -> dict[str, Part]:
     reread = group.processor(
         "Read it again",
         "FetchFile",
-        at=at(0.8, 3),
+        at=at(2, 0),
         comments="The answer broke off: its place in the queue was taken by the answer's text.",
         properties={"File to Fetch": "${file_path}", "Log level when file not found": "WARN"},
         penalty="2 sec",
@@ -726,17 +726,17 @@ def _analyse(top: Group, tuning: Tuning) -> dict[str, Part]:
     why_4xx = _why(
         group,
         "Say why: the service refused",
-        at(1.5, 5),
+        at(2, 2),
         f"{body}:ifElse(${{invokehttp.response.body:replaceFirst({code},'$1')}},"
         "${invokehttp.status.code:prepend('http_')})}",
         f"{body}:ifElse(${{invokehttp.response.body:replaceFirst({message},'$1')}},"
         "${invokehttp.response.body:replaceEmpty(${invokehttp.status.message})})}",
     )
-    why_late = _why(group, "Say why: while it listened", at(0.8, 5), "${error_code}", "${error_message}")
+    why_late = _why(group, "Say why: while it listened", at(1, 4), "${error_code}", "${error_message}")
     why_long = _why(
         group,
         "Say why: too long",
-        at(3.3, 3),
+        at(3, 2),
         "unavailable",
         "the service could not be had for #{retry_hours} h:"
         " ${invokehttp.status.code} ${invokehttp.java.exception.message}",
@@ -744,12 +744,12 @@ def _analyse(top: Group, tuning: Tuning) -> dict[str, Part]:
     why_fault = _why(
         group,
         "Say why: the service failed",
-        at(3.3, 4),
+        at(3, 3),
         "service_failed",
         "the service failed on this file again and again: ${invokehttp.response.body}",
     )
     why_gone = _why(
-        group, "Say why: gone", at(1.8, 3), "vanished", "the file was removed while the service heard it", copy="no"
+        group, "Say why: gone", at(1, 0), "vanished", "the file was removed while the service heard it", copy="no"
     )
     few = Room(tuning.window, "4 GB")
     group.connect(admitted, ask, prioritizers=(PRIORITY, OLDEST_FIRST), room=few)
@@ -980,7 +980,7 @@ def _tell(group: Group, as_json: Part) -> None:
     close = group.processor(
         CLOSE_DAY,
         "GenerateFlowFile",
-        at=at(2, 10),
+        at=at(0, 12),
         comments="Five minutes past midnight; python -m nifi report does it at once.",
         properties={
             "generate-ff-custom-text": json.dumps(dict.fromkeys(EVENT_FIELDS, "") | {"event": "close"}),
