@@ -66,7 +66,8 @@ monitor: $(VENV)/run.done ## Prometheus, Alertmanager and the canary beside `mak
 
 test-observability: $(VENV)/dev.done ## Dashboards, alerts, logs and traces against a real service, Prometheus and search engine
 	$(BIN)/soundstage models fetch
-	$(BIN)/pytest tests/observability $(call report,observability)
+	$(BIN)/python -m tests.observability.tools
+	$(BIN)/pytest tests/observability -rs $(call report,observability)
 
 test-cluster: $(VENV)/dev.done ## Manifests on a real API server and operator, several Ray nodes, the image's steps, Compose, Jenkins
 	$(BIN)/soundstage models fetch

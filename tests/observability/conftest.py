@@ -32,6 +32,7 @@ from soundstage.models.registry import STABLE, ModelSources
 from soundstage.pipeline import SOUND_MODEL
 from soundstage.speech import weights
 from tests.contract.conftest import wav_bytes
+from tests.observability.tools import how_to_get, missing
 
 DAMAGED = "1000.0.0"
 """A version of the sound model that loads, runs, and calls every sound by another's name."""
@@ -42,11 +43,9 @@ TOOLS = ("promtool", "amtool", "prometheus", "prometheus-alertmanager")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Without the tools nothing here can be proven."""
-    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
-    if missing:
-        reason = (
-            f"SKIPPED, NOT PROVEN: {', '.join(missing)} missing: apt-get install prometheus prometheus-alertmanager"
-        )
+    absent = missing(*TOOLS)
+    if absent:
+        reason = f"SKIPPED, NOT PROVEN: {how_to_get(absent)}"
         for item in items:
             if "observability" in item.nodeid:
                 item.add_marker(pytest.mark.skip(reason=reason))
@@ -171,12 +170,21 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
             cluster.deploy_document(document)
             hurry(patch, alerts.url)
             running = monitor.start()
-            logs_dir = Path("/tmp/ray/session_latest").resolve() / "logs" / "serve"
             with httpx.Client(base_url=cluster.url, timeout=120) as client:
-                yield Observed(cluster, monitor, document, models, client, alerts, spans, logs_dir)
+                yield Observed(cluster, monitor, document, models, client, alerts, spans, logs_of(cluster))
         finally:
             stop(running)
             cluster.stop()
+
+
+def logs_of(cluster: LocalCluster) -> Path:
+    """Where its replicas write: `session_latest` may by now be that of another cluster on this machine."""
+    found: set[bytes] = set()
+    for pid in cluster.pids():
+        with suppress(OSError):
+            found |= set(re.findall(rb"/tmp/ray/session_2[\w.-]*", Path(f"/proc/{pid}/cmdline").read_bytes()))
+    (session,) = found
+    return Path(session.decode()) / "logs" / "serve"
 
 
 def hurry(patch: pytest.MonkeyPatch, webhook_url: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ import pytest
 from soundstage.sample import TRUTH
 from tests.conftest import ROOT
 from tests.observability.conftest import Observed, free_ports, poll
+from tests.observability.tools import how_to_get, missing
 
 LOGGING = ROOT / "cluster" / "logging"
 SEARCH = Path(__file__).parent / "search"
@@ -30,9 +30,8 @@ STREAM = "logs-soundstage-default"
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    for tool in ("mvn", "java", "javac"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"SKIPPED, NOT PROVEN: {tool} is missing: apt-get install maven default-jdk-headless")
+    if absent := missing("mvn", "java", "javac"):
+        pytest.skip(f"SKIPPED, NOT PROVEN: {how_to_get(absent)}")
     if not any(JARS.glob("opensearch-2*.jar")):
         JARS.mkdir(parents=True, exist_ok=True)
         command = ["mvn", "-q", "-f", SEARCH / "pom.xml", "dependency:copy-dependencies", f"-DoutputDirectory={JARS}"]
