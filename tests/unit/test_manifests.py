@@ -129,6 +129,20 @@ def test_every_pod_is_restricted_and_says_what_it_needs(spec: Document) -> None:
         assert "nvidia.com/gpu" not in limits or limits["nvidia.com/gpu"] == requests["nvidia.com/gpu"]
 
 
+def test_what_prometheus_scrapes_has_the_names_that_the_rules_know() -> None:
+    monitors = documents(KUBERNETES / "components" / "monitoring" / "podmonitor.yaml")
+    jobs = {
+        relabeling["replacement"]
+        for monitor in monitors
+        for endpoint in monitor["spec"]["podMetricsEndpoints"]
+        for relabeling in endpoint["relabelings"]
+        if relabeling.get("targetLabel") == "job"
+    }
+    config = yaml.safe_load((ROOT / "monitoring" / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
+    assert jobs == {"ray", "haproxy", "canary"}
+    assert jobs <= {scrape["job_name"] for scrape in config["scrape_configs"]}
+
+
 def test_no_secret_is_in_the_repository() -> None:
     assert [path for path, document in every_document() if document["kind"] == "Secret"] == []
 
@@ -198,6 +212,8 @@ ELSEWHERE: dict[str, str] = {}
         pytest.param(WORKER, 8404, {}, MONITORING, False, id="HAProxy's statistics are closed"),
         pytest.param(WORKER, 8080, {}, MONITORING, True, id="Prometheus reaches the metrics"),
         pytest.param(WORKER, 8080, {}, EDGE, False, id="nobody else does"),
+        pytest.param(WORKER, 9101, {}, MONITORING, True, id="Prometheus reaches the proxy's metrics"),
+        pytest.param(WORKER, 9101, CLIENT, None, False, id="clients do not reach the proxy's metrics"),
         pytest.param(HEAD, 8265, OPERATOR, OPERATORS, True, id="the operator reaches the dashboard"),
         pytest.param(HEAD, 8265, {}, OPERATORS, False, id="its neighbours do not"),
         pytest.param(HEAD, 6379, WORKER, None, True, id="workers reach GCS"),
