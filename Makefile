@@ -12,7 +12,7 @@ UV := $(BIN)/uv
 EXTRAS := --extra cpu --extra serve --extra weights --extra build --extra train --extra export --extra microphone --extra monitoring
 COMPILE := $(UV) pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --quiet --custom-compile-command "make lock"
 
-.PHONY: help run stop test test-cluster images scan sbom push train-sounds gate export-model canary promote verify-live rollback monitor test-observability lint format bench lock clean
+.PHONY: help run stop test test-training test-cluster images scan sbom push train-sounds gate export-model canary promote verify-live rollback monitor test-observability lint format bench lock clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -60,6 +60,10 @@ test: $(VENV)/dev.done ## Every test that needs only Python
 	$(BIN)/soundstage models fetch
 	$(BIN)/pytest -n 2 tests/unit tests/golden $(call report,unit)
 	$(BIN)/pytest tests/contract $(call report,contract)
+
+test-training: $(VENV)/dev.done ## From labels to a live model as the training READMEs walk, kills, full disks, other backends
+	$(BIN)/soundstage models fetch
+	$(BIN)/pytest -n 2 tests/training $(call report,training)
 
 monitor: $(VENV)/run.done ## Prometheus, Alertmanager and the canary beside `make run`; ends with Ctrl-C
 	$(BIN)/python -m monitoring.local

@@ -24,7 +24,7 @@ from soundstage.sound.model import SoundParams, network_weights
 from soundstage.types import Waveform
 from tests.conftest import ROOT
 from tests.unit.tiny_clips import sound, tiny_clips, write_table
-from tests.unit.training_commands import commands_of, largest_file, run, started, step_of
+from tests.training.training_commands import commands_of, largest_file, run, started, step_of
 from training.runs import Run, WrongRun, write_whole
 from training.sound_classification import evaluate, train
 from training.sound_classification.config import Config

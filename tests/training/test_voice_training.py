@@ -18,7 +18,7 @@ from soundstage.models.registry import open_folder
 from soundstage.speech.transcriber import Transcriber
 from tests.conftest import ROOT
 from tests.unit.tiny_speech import random_weights, write_model, write_recordings
-from tests.unit.training_commands import commands_of, run, started, step_of
+from tests.training.training_commands import commands_of, run, started, step_of
 from training.voice_recognition import scoring, train
 from training.voice_recognition.config import read_config
 
