@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import ssl
 import sys
+import threading
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,11 +18,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, NoReturn
 
+import httpx
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from nifi import flow, picture
+from nifi import metrics as figures
 from nifi.canvas import Canvas, FlowError, Login, Status, is_local
 from nifi.flow import PARAMETERS, Tuning
 
@@ -55,16 +60,20 @@ DEFAULT_URL = "http://127.0.0.1:8480/nifi-api"
 @contextmanager
 def _canvas(url: str) -> Iterator[Canvas]:
     """A NiFi; what goes wrong is told without a traceback."""
+    try:
+        yield Canvas(url, _login())
+    except FlowError as e:
+        _fail(str(e))
+
+
+def _login() -> Login:
+    """From the environment."""
     ca_file = os.environ.get("SOUNDSTAGE_NIFI_CA")
-    login = Login(
+    return Login(
         username=os.environ.get("SOUNDSTAGE_NIFI_USERNAME"),
         password=os.environ.get("SOUNDSTAGE_NIFI_PASSWORD"),
         ca_file=Path(ca_file) if ca_file else None,
     )
-    try:
-        yield Canvas(url, login)
-    except FlowError as e:
-        _fail(str(e))
 
 
 def _fail(message: str, code: Exit = Exit.FAILED) -> NoReturn:
@@ -235,6 +244,29 @@ def _do(url: str, action: Callable[[Canvas], None], done: str) -> None:
     with _canvas(url) as canvas:
         action(canvas)
     _out.print(done)
+
+
+@app.command(epilog="Example:  SOUNDSTAGE_NIFI_USERNAME=… SOUNDSTAGE_NIFI_PASSWORD=… python -m nifi metrics")
+def metrics(
+    url: Url = DEFAULT_URL,
+    port: Annotated[int, typer.Option(help="Where Prometheus finds the figures.")] = figures.PORT,
+    host: Annotated[str, typer.Option(help="The address that it listens on.")] = "127.0.0.1",
+    any_certificate: Annotated[
+        bool, typer.Option(help="Take NiFi's own certificate unseen; only inside a network of your own.")
+    ] = False,
+) -> None:
+    """Tell Prometheus NiFi's figures, which NiFi itself tells only to those who log in; until it is ended."""
+    login = _login()
+    verify: ssl.SSLContext | bool = not any_certificate
+    if login.ca_file is not None:
+        verify = ssl.create_default_context(cafile=str(login.ca_file))
+    with httpx.Client(base_url=url, verify=verify, timeout=30) as client:
+        server = figures.server(figures.Figures(client, login), host, port)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # Of another thread: serve_forever would wait for itself.
+            signal.signal(number, lambda *_: threading.Thread(target=server.shutdown).start())
+        with server:
+            server.serve_forever()
 
 
 @app.command(epilog="Example:  python -m nifi export --check")

@@ -111,12 +111,17 @@ class Tuning:
 
     Attributes:
         concurrency: Requests at once. More than the service has room for (`max_concurrent_requests`) earn only 503.
-        window: Files whose content is in NiFi, waiting for their turn; all others wait as names on a list. Bounds
-            NiFi's disk and memory in a flood.
+        window: Files whose content waits in NiFi for the service; all others wait as names on a list. Bounds NiFi's
+            disk and memory in a flood.
     """
 
     concurrency: int = 8
     window: int = 32
+
+
+IN_ORDER = (PRIORITY, OLDEST_FIRST)
+STEP = Room(8, "4 GB")
+"""Between steps that are faster than the service. Little, and in order: an urgent file passes all others at each."""
 
 
 def at(col: float, row: float) -> tuple[float, float]:
@@ -156,18 +161,25 @@ def outermost(tuning: Tuning) -> Group:
         properties={"Server Hostname": "#{cache_host}", "Server Port": "#{cache_port}"},
     )
     ingest = _ingest(top, memory)
-    admit = _admit(top, memory, tuning)
+    admit = _admit(top, memory)
     analyse = _analyse(top, tuning)
     deliver = _deliver(top, memory)
     quarantine = _quarantine(top)
     top.connect(ingest["files"], admit["files"], room=Room(100_000))
-    top.connect(admit["admitted"], analyse["admitted"], room=Room(tuning.window, "4 GB"))
+    top.connect(admit["admitted"], analyse["admitted"], room=STEP, prioritizers=IN_ORDER)
     top.connect(admit["refused"], quarantine["refused"])
     top.connect(analyse["analysed"], deliver["analysed"], room=Room(tuning.window))
     top.connect(analyse["refused"], quarantine["refused"])
     top.connect(deliver["undeliverable"], quarantine["refused"])
     top.connect(quarantine["events"], deliver["events"])
-    top.connect(quarantine["replays"], ingest["landing"])
+    top.connect(quarantine["replays"], ingest["landing"], room=Room(100, "4 GB"))
+    rushes = top.input_port(
+        "rushes",
+        at=(COL * 0.15, ROW * 1.5),
+        comments="For sources beside this group, such as SFTP, S3 or Kafka: files with content and the attributes via,"
+        " folder and filename. Deploying leaves such sources alone.",
+    )
+    top.connect(rushes, ingest["landing"], room=Room(100, "4 GB"))
     top.label(
         f"Soundstage {VERSION}: rushes to captions\n"
         "Files wait in the queue before 'Read the file' in Admit, short and urgent ones first.\n"
@@ -184,7 +196,7 @@ def _ingest(top: Group, memory: Part) -> dict[str, Part]:
     group = top.group(INGEST, at=(0, 0), comments="Finds files: in the watch folder, pushed by HTTP, and replays.")
     group.label(
         "Every file arrives as a file in a folder: in the watch folder, or landed in the inbox by a push, a replay or\n"
-        "another source (SFTP, S3, Kafka) connected to the port 'landing'. The lists remember what they have seen.",
+        "a source beside the group (SFTP, S3, Kafka; its port 'rushes'). The lists remember what they have seen.",
         at=(0, -130),
         size=(1100, 70),
         colour=GREEN,
@@ -332,9 +344,7 @@ def _ingest(top: Group, memory: Part) -> dict[str, Part]:
             group.connect(cause, told, relationship, room=Room(100, "8 GB"))
         group.connect(told, answer, "success")
 
-    landing = group.input_port(
-        "landing", at=at(5.6, 0.2), comments="Files with content, via, folder and filename; from any other source."
-    )
+    landing = group.input_port("landing", at=at(5.6, 0.2), comments="Files with content, via, folder and filename.")
     name_landing = group.processor(
         "Name the landing",
         "UpdateAttribute",
@@ -365,7 +375,7 @@ def _landing(group: Group, name: str, place: tuple[float, float], ends: tuple[st
     )
 
 
-def _admit(top: Group, memory: Part, tuning: Tuning) -> dict[str, Part]:
+def _admit(top: Group, memory: Part) -> dict[str, Part]:
     group = top.group(
         "2 Admit",
         at=(COL * 1.2, 0),
@@ -525,31 +535,32 @@ def _admit(top: Group, memory: Part, tuning: Tuning) -> dict[str, Part]:
         comments="take1.mp3.srt",
         properties={"stem": "${source:substringAfterLast('/')}"},
     )
-    few = Room(tuning.window, "4 GB")
+
+    def step(source: Part, destination: Part, relationship: str) -> None:
+        group.connect(source, destination, relationship, room=STEP, prioritizers=IN_ORDER)
+
     group.connect(files, path, room=Room(100_000))
     group.connect(path, look, "success", room=Room(100_000))
-    group.connect(
-        look, read, "unmatched", room=Room(1_000_000), prioritizers=(PRIORITY, OLDEST_FIRST), name="all work, in order"
-    )
-    group.connect(read, settled, "success", room=few)
-    group.connect(settled, digest, "yes", room=few)
-    group.connect(digest, kind, "success", room=few)
-    group.connect(kind, request, "success", room=few)
-    group.connect(request, is_media, "success", room=few)
-    group.connect(is_media, delivered, "known?", room=few)
-    group.connect(is_media, name, "replay", room=few)
-    group.connect(delivered, known, "non-duplicate", room=few)
+    group.connect(look, read, "unmatched", room=Room(1_000_000), prioritizers=IN_ORDER, name="all work, in order")
+    step(read, settled, "success")
+    step(settled, digest, "yes")
+    step(digest, kind, "success")
+    step(kind, request, "success")
+    step(request, is_media, "success")
+    step(is_media, delivered, "known?")
+    step(is_media, name, "replay")
+    step(delivered, known, "non-duplicate")
     group.connect(delivered, delivered, "failure")
-    group.connect(known, name, "non-duplicate", room=few)
-    group.connect(known, own_content, "duplicate", room=few)
+    step(known, name, "non-duplicate")
+    step(known, own_content, "duplicate")
     group.connect(known, known, "failure")
-    group.connect(own_content, name, "itself", room=few)
-    group.connect(name, admitted, "non-duplicate", room=few)
-    group.connect(name, own_name, "duplicate", room=few)
+    step(own_content, name, "itself")
+    step(name, admitted, "non-duplicate")
+    step(name, own_name, "duplicate")
     group.connect(name, name, "failure")
-    group.connect(own_name, admitted, "itself", room=few)
-    group.connect(own_name, full_name, "unmatched", room=few)
-    group.connect(full_name, admitted, "success", room=few)
+    step(own_name, admitted, "itself")
+    step(own_name, full_name, "unmatched")
+    step(full_name, admitted, "success")
     refusals = (
         ("empty", "the file has no content", "no", look, ("empty",), at(1, 2)),
         ("too_large", "the file has ${file.size} bytes, more than #{max_bytes}", "no", look, ("too large",), at(1, 1)),
@@ -752,7 +763,7 @@ def _analyse(top: Group, tuning: Tuning) -> dict[str, Part]:
         group, "Say why: gone", at(1, 0), "vanished", "the file was removed while the service heard it", copy="no"
     )
     few = Room(tuning.window, "4 GB")
-    group.connect(admitted, ask, prioritizers=(PRIORITY, OLDEST_FIRST), room=few)
+    group.connect(admitted, ask, prioritizers=IN_ORDER, room=few)
     group.connect(ask, last, "Response", room=few)
     group.connect(ask, again, "Retry", "Failure", room=UNBOUNDED)
     group.connect(ask, status, "No Retry", room=UNBOUNDED)
@@ -770,7 +781,7 @@ def _analyse(top: Group, tuning: Tuning) -> dict[str, Part]:
     group.connect(again, why_fault, "its fault")
     group.connect(again, count, "unmatched", room=UNBOUNDED)
     group.connect(count, reread, "success", room=UNBOUNDED)
-    group.connect(reread, ask, "success", room=UNBOUNDED, prioritizers=(PRIORITY, OLDEST_FIRST))
+    group.connect(reread, ask, "success", room=UNBOUNDED, prioritizers=IN_ORDER)
     group.connect(reread, why_gone, "not.found", "failure", "permission.denied")
     for why in (why_4xx, why_late, why_long, why_fault, why_gone):
         group.connect(why, refused, "success")

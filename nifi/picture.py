@@ -188,6 +188,21 @@ def _overview_boxes(group: Mapping[str, Any]) -> Iterator[tuple[str, Box]]:
                 kind="step",
             ),
         )
+    for port in group["inputPorts"]:
+        width, height = CANVAS_SIZES["PORT"]
+        group_width, group_height = CANVAS_SIZES["GROUP"]
+        yield (
+            port["identifier"],
+            Box(
+                x=(port["position"]["x"] + (width - group_width) / 2) / COL * 208,
+                y=(port["position"]["y"] + (height - group_height) / 2) / ROW * 104,
+                width=PORT_W,
+                height=PORT_H,
+                title=f"{port['name']} →",
+                note="",
+                kind="port",
+            ),
+        )
 
 
 def _boxes(group: Mapping[str, Any]) -> Iterator[tuple[str, Box]]:
@@ -248,11 +263,10 @@ def _draw_connection(
     *,
     overview: bool,
 ) -> None:
-    key = "groupId" if overview else "id"
-    source, destination = boxes[connection["source"][key]], boxes[connection["destination"][key]]
+    source, destination = (boxes[_box_of(connection[end], boxes)] for end in ("source", "destination"))
     stroke = {"stroke": LINE, "fill": "none", "stroke-width": "1.3", "marker-end": "url(#arrow)"}
     if overview:
-        relationships: Sequence[str] = [connection["source"]["name"]]
+        relationships: Sequence[str] = [] if source.kind == "port" else [connection["source"]["name"]]
     else:
         relationships = [name for name in connection["selectedRelationships"] if name not in {"", "success"}]
     label = [connection["name"]] if connection.get("name") else relationships
@@ -262,8 +276,10 @@ def _draw_connection(
         return  # its label would say "failure" each time
     if source.kind == "reason" and destination.kind == "port":
         return  # the legend says where reasons go
-    ends = (connection["destination"][key], connection["source"][key])
-    has_way_back = any((each["source"][key], each["destination"][key]) == ends for each in connections)
+    has_way_back = any(
+        boxes[_box_of(each["source"], boxes)] == destination and boxes[_box_of(each["destination"], boxes)] == source
+        for each in connections
+    )
     (x1, y1), (bx, by), (x2, y2) = _way(source, destination, boxes.values(), part=24.0 if has_way_back else 0.0)
     dx = x2 - x1
     ET.SubElement(lines, "path", {**stroke, "d": f"M{x1:.1f} {y1:.1f} Q{bx:.1f} {by:.1f} {x2:.1f} {y2:.1f}"})
@@ -301,6 +317,12 @@ def _along(way: tuple[tuple[float, float], ...], t: float) -> tuple[float, float
     (x1, y1), (bx, by), (x2, y2) = way
     a, b, c = (1 - t) ** 2, 2 * t * (1 - t), t**2
     return a * x1 + b * bx + c * x2, a * y1 + b * by + c * y2
+
+
+def _box_of(end: Mapping[str, Any], boxes: Mapping[str, Box]) -> str:
+    """A part's own box, or that of its group."""
+    identifier: str = end["id"] if end["id"] in boxes else end["groupId"]
+    return identifier
 
 
 def _label(holder: ET.Element, x: float, y: float, names: Sequence[str], anchor: str = "middle") -> None:

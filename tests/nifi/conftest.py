@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.results import RESULTS_DIR, write_result
 from deployments.auth import hash_key
 from deployments.local import CONFIG, LocalCluster, Ports
 from nifi.canvas import Canvas
@@ -187,16 +189,31 @@ class Proof:
         reason: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         return reason
 
-    def events(self) -> list[dict[str, Any]]:
-        """What the flow reports of all that happened since the last report."""
+    def report(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """What the flow reports of all that happened since the last report: sums by day, and every event."""
         reports = self.folder / "work" / "reports"
-        before = set(reports.glob("*.events.json"))
+        before = set(reports.glob("*.json"))
         wait_for(lambda: self.canvas.status().n_queued == 0, 60, "queues to be empty")
         self.canvas.report()
-        wait_for(lambda: set(reports.glob("*.events.json")) - before, 60, "the report")
-        (path,) = set(reports.glob("*.events.json")) - before
-        events: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        return events
+        wait_for(lambda: len(set(reports.glob("*.json")) - before) == 2, 60, "the report")
+        events, summary = sorted(set(reports.glob("*.json")) - before, key=lambda path: path.suffixes)
+        return json.loads(summary.read_text(encoding="utf-8")), json.loads(events.read_text(encoding="utf-8"))
+
+    def events(self) -> list[dict[str, Any]]:
+        """Every event since the last report."""
+        return self.report()[1]
+
+    def kill_service(self) -> None:
+        """End every process of the service at once, as when its machine fails."""
+        for pid in self.cluster.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def restart_service(self) -> None:
+        """Bring a killed service back."""
+        self.cluster.stop()
+        self.cluster.start()
+        self.cluster.deploy_document(self.document)
 
 
 def wait_for(is_done: Callable[[], Any], timeout_s: float, what: str) -> float:
@@ -210,8 +227,12 @@ def wait_for(is_done: Callable[[], Any], timeout_s: float, what: str) -> float:
 
 
 def measured(name: str, **figures: object) -> None:
-    """Print figures where a person who runs the proof sees them."""
+    """Print figures where a person who runs the proof sees them; SOUNDSTAGE_NIFI_KEEP=1 keeps them."""
     print(f"\nMEASURED {name}: " + ", ".join(f"{key} {value}" for key, value in figures.items()))
+    if os.environ.get("SOUNDSTAGE_NIFI_KEEP"):
+        kept = RESULTS_DIR / "nifi.json"
+        before = json.loads(kept.read_text(encoding="utf-8"))["figures"] if kept.exists() else {}
+        write_result("nifi", {**before, **{f"{name}_{key}": value for key, value in figures.items()}})
 
 
 @pytest.fixture(scope="session")

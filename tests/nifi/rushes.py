@@ -144,18 +144,24 @@ class Recordings:
         self, number: int, first: int, n_files: int, longest_s: float
     ) -> tuple[NDArray[np.float32], str | None]:
         if number == n_files // 2:  # the longest
-            pieces: list[NDArray[np.float32]] = []
-            texts: list[str] = []
-            n_samples = 0
-            while n_samples < longest_s * SAMPLE_RATE:
-                samples, text = self.speech(first + len(pieces))
-                pieces += [samples, np.zeros(SAMPLE_RATE // 2, np.float32)]
-                texts.append(text)
-                n_samples += len(samples) + SAMPLE_RATE // 2
-            return np.concatenate(pieces), " ".join(texts)
+            return self._talk(first, longest_s)
+        if number % 20 == 7:  # half a minute to a minute and a half
+            return self._talk(first + number, min(longest_s, 30.0 * (1 + number % 3)))
         if number % 10 == 9:
             return self.sound(first + number), None
         if number % 10 == 8:
             samples = self.sound(first + number)
             return samples[:SAMPLE_RATE], None
         return self.speech(first + number)
+
+    def _talk(self, first: int, length_s: float) -> tuple[NDArray[np.float32], str]:
+        """Sentences one after the other."""
+        pieces: list[NDArray[np.float32]] = []
+        texts: list[str] = []
+        n_samples = 0
+        while n_samples < length_s * SAMPLE_RATE:
+            samples, text = self.speech(first + len(pieces))
+            pieces += [samples, np.zeros(SAMPLE_RATE // 2, np.float32)]
+            texts.append(text)
+            n_samples += len(samples) + SAMPLE_RATE // 2
+        return np.concatenate(pieces), " ".join(texts)

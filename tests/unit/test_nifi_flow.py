@@ -107,8 +107,10 @@ def test_every_file_finds_its_way() -> None:
         type_name = part["type"].rpartition(".")[2]
         assert identifier in reached or type_name in starts, part["name"]
         assert identifier in left or part["autoTerminatedRelationships"], part["name"]
+    (entry,) = DEFINITION["flowContents"]["inputPorts"]
     for port in [*parts("inputPorts"), *parts("outputPorts")]:
-        assert port["identifier"] in left & reached, port["name"]
+        assert port["identifier"] in left, port["name"]
+        assert port["identifier"] in reached or port == entry, port["name"]
 
 
 def test_files_are_let_go_where_that_loses_nothing() -> None:
@@ -143,16 +145,29 @@ def test_nothing_in_a_queue_expires_and_all_of_them_are_bounded_but_ways_back() 
             assert is_way_back, connection["identifier"]
 
 
-@pytest.mark.parametrize("before", ["Read the file", flow.ASK])
-def test_short_and_urgent_files_go_first(before: str) -> None:
-    queues = [
-        connection
-        for connection in CONNECTIONS
-        if connection["destination"]["name"] == before and connection["source"]["name"] != "Is it kept?"
-    ]
-    assert queues
+def test_short_and_urgent_files_go_first_in_every_queue_before_the_service() -> None:
+    """Else they would wait behind all that is in the queues below the list."""
+    ask = processor(flow.ASK)["identifier"]
+    after, before = {ask}, set[str]()
+    way_back = {"Wait a while", "Once more?", "Count the rounds", "Is it the file?"}
+    queues = []
+    while after:
+        found = [
+            connection
+            for connection in CONNECTIONS
+            if connection["destination"]["id"] in after and connection["source"]["name"] not in way_back
+        ]
+        queues += found
+        before |= after
+        after = {
+            connection["source"]["id"]
+            for connection in found
+            if connection["source"]["id"] not in before and connection["source"]["name"] != "Look before reading"
+        }
+    assert len(queues) > 10
     for queue in queues:
-        assert queue["prioritizers"] == [PRIORITY, OLDEST_FIRST]
+        if queue["source"]["id"] != queue["destination"]["id"]:
+            assert queue["prioritizers"] == [PRIORITY, OLDEST_FIRST], queue["source"]["name"]
 
 
 def test_every_part_says_why_it_is_there() -> None:
