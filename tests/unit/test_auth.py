@@ -55,6 +55,43 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
         ApiKeys.read(file)
 
 
+def replace(file: Path, text: str) -> None:
+    """As a kubelet does: another file comes into the place of the old one."""
+    other = file.with_suffix(".new")
+    other.write_text(text)
+    other.rename(file)
+
+
+def test_keys_are_rotated_without_a_restart(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"newsroom:{hash_key('old')}\n")
+    keys = ApiKeys.read(file)
+    replace(file, f"newsroom:{hash_key('old')}\nnewsroom-2027:{hash_key('new')}\n")
+    keys.check("Bearer old")
+    keys.check("Bearer new")
+    replace(file, f"newsroom-2027:{hash_key('new')}\n")
+    keys.check("Bearer new")
+    with pytest.raises(NotAuthorized):
+        keys.check("Bearer old")
+
+
+def test_a_file_with_a_mistake_or_none_leaves_the_last_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"newsroom:{hash_key('old')}\n")
+    keys = ApiKeys.read(file)
+    replace(file, "newsroom: a key in the clear\n")
+    for _ in range(3):
+        keys.check("Bearer old")
+    assert len(caplog.records) == 1, "said once, not with every request"
+    assert "in the clear" not in caplog.text
+    file.unlink()
+    for _ in range(3):
+        keys.check("Bearer old")
+    assert len(caplog.records) == 2
+    replace(file, f"newsroom:{hash_key('new')}\n")
+    keys.check("Bearer new")
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
 def test_this_machine_is_loopback(host: str) -> None:
     assert is_loopback(host)
