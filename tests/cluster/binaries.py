@@ -104,6 +104,33 @@ def module_dir(module: str, version: str) -> Path:
     return Path(json.loads(answer)["Dir"])
 
 
+def debian_packages(name: str, *packages: str) -> Path:
+    """Files of Debian packages, fetched and unpacked into the cache, not installed; `name` is the folder.
+
+    Raises:
+        CannotBuild: This is no Debian, or it reaches no mirror.
+    """
+    root = CACHE_DIR / name
+    if root.exists():
+        return root
+    if shutil.which("apt-get") is None:
+        raise CannotBuild(f"no {name}, and no apt-get to fetch it with")
+    part = root.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    fetch = ["apt-get", "download", *packages]
+    done = subprocess.run(fetch, cwd=part, capture_output=True, text=True, check=False)
+    if done.returncode != 0:  # the list of packages is missing or old
+        subprocess.run(["apt-get", "update"], capture_output=True, check=False)
+        done = subprocess.run(fetch, cwd=part, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CannotBuild(f"{name} cannot be fetched: {done.stderr}")
+    for package in part.glob("*.deb"):
+        subprocess.run(["dpkg", "-x", str(package), str(part)], check=True)
+    part.rename(root)
+    return root
+
+
 def _build(wanted: Program, binary: Path) -> None:
     source = module_dir(wanted.module, wanted.version)
     work = CACHE_DIR / "build" / binary.name

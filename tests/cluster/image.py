@@ -16,7 +16,7 @@ import subprocess
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from tests.cluster.binaries import CACHE_DIR
+from tests.cluster.binaries import CACHE_DIR, CannotBuild, debian_packages
 
 DEBIAN_MIRROR = os.environ.get("SOUNDSTAGE_DEBIAN_MIRROR", "http://deb.debian.org/debian")
 BASE_PACKAGES = "ca-certificates,python3,python3-pip,python3-venv"
@@ -24,10 +24,6 @@ DESCRIPTIVE = {"LABEL", "EXPOSE", "HEALTHCHECK", "CMD", "ENTRYPOINT", "VOLUME", 
 HOST_VARIABLES = ("SSL_CERT_FILE", "UV_DEFAULT_INDEX", "PIP_INDEX_URL", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 HOST_SETTINGS = ("etc/pip.conf", "etc/resolv.conf", "etc/ssl/certs/ca-certificates.crt")
 """Of this machine: how it reaches a package index. Bound into a RUN, never copied."""
-
-
-class CannotBuild(Exception):
-    """The steps cannot be run on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +105,24 @@ def debian(release: str) -> Path:
     """A bare Debian with Python, made once.
 
     Raises:
-        CannotBuild: Without root or debootstrap.
+        CannotBuild: Without root, or where no mirror is reached.
     """
     root = CACHE_DIR / f"debian-{release}"
     if root.exists():
         return root
-    debootstrap = shutil.which("debootstrap")
-    if debootstrap is None or os.geteuid() != 0:
-        raise CannotBuild("a bare Debian needs root and debootstrap (apt-get install debootstrap)")
+    if os.geteuid() != 0:
+        raise CannotBuild("a bare Debian needs root")
+    debootstrap, env = shutil.which("debootstrap"), dict(os.environ)
+    if debootstrap is None:
+        package = debian_packages("debootstrap", "debootstrap")
+        debootstrap = str(package / "usr" / "sbin" / "debootstrap")
+        env["DEBOOTSTRAP_DIR"] = str(package / "usr" / "share" / "debootstrap")
     part = root.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     command = [debootstrap, "--variant=minbase", f"--include={BASE_PACKAGES}", release, str(part), DEBIAN_MIRROR]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CannotBuild(f"debootstrap: {done.stdout[-2000:]}{done.stderr[-2000:]}")
     part.rename(root)
     return root
 

@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 
 from deployments.local import LocalCluster
-from tests.cluster.binaries import CACHE_DIR, CannotBuild
+from tests.cluster.binaries import CannotBuild, debian_packages
 
 OWN_FOLDERS = ("/tmp/ray", "/tmp/haproxy-serve")
 REDIS_PACKAGES = ("redis-tools", "liblzf1", "libjemalloc2", "libatomic1")
@@ -39,21 +39,12 @@ def redis_server() -> list[str]:
     """
     if installed := shutil.which("redis-server"):
         return [installed]
-    root = CACHE_DIR / "redis"
-    if not root.exists():
-        if shutil.which("apt-get") is None:
-            raise CannotBuild("no redis-server, and no apt-get to fetch one with")
-        part = root.with_suffix(".part")
-        part.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(["apt-get", "download", *REDIS_PACKAGES], cwd=part, capture_output=True, check=False)
-        if done.returncode:
-            raise CannotBuild(f"redis-server cannot be fetched: {done.stderr.decode()}")
-        for package in part.glob("*.deb"):
-            subprocess.run(["dpkg", "-x", str(package), str(part)], check=True)
-        (part / "usr" / "bin" / "redis-server").symlink_to("redis-check-rdb")  # its name says what the program does
-        part.rename(root)
+    root = debian_packages("redis", *REDIS_PACKAGES)
+    program = root / "usr" / "bin" / "redis-server"
+    if not program.exists():
+        program.symlink_to("redis-check-rdb")  # its name says what the program does
     library = next(root.rglob("libjemalloc.so.2")).parent
-    return ["env", f"LD_LIBRARY_PATH={library}", str(root / "usr" / "bin" / "redis-server")]
+    return ["env", f"LD_LIBRARY_PATH={library}", str(program)]
 
 
 def _sh(command: str) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.image import Builder, CannotBuild, Stage
+from tests.cluster.binaries import CannotBuild
+from tests.cluster.image import Builder, Stage
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(1500)
