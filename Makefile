@@ -12,7 +12,7 @@ UV := $(BIN)/uv
 EXTRAS := --extra cpu --extra serve --extra weights --extra build --extra train --extra export --extra microphone --extra monitoring
 COMPILE := $(UV) pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --quiet --custom-compile-command "make lock"
 
-.PHONY: help run stop test test-training test-cluster images scan sbom push train-sounds gate export-model canary promote verify-live rollback monitor test-observability lint format bench lock clean
+.PHONY: help run stop test test-training test-cluster images scan sbom push train-sounds gate export-model canary promote verify-live rollback monitor test-observability test-nifi nifi-deploy nifi-status nifi-verify nifi-start nifi-stop nifi-export nifi-remove lint format bench lock clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -77,6 +77,24 @@ test-cluster: $(VENV)/dev.done ## Manifests on a real API server and operator, s
 	$(BIN)/soundstage models fetch
 	$(BIN)/python -m tests.cluster.binaries
 	$(BIN)/pytest tests/cluster $(call report,cluster)
+
+# SIZE=small proves the same with fewer and shorter files, for CI. Other sizes: the head of tests/nifi/test_proofs.py.
+nifi_small := SOUNDSTAGE_NIFI_FILES=30 SOUNDSTAGE_NIFI_LONGEST_S=120 SOUNDSTAGE_NIFI_FLOOD=200 SOUNDSTAGE_NIFI_HOUR_S=300 SOUNDSTAGE_NIFI_BUSY_S=15
+test-nifi: $(VENV)/dev.done ## The NiFi flow on a real NiFi and a real service; SIZE=small
+	$(BIN)/soundstage models fetch
+	-$(BIN)/python -m nifi.local assemble --install
+	$(if $(filter small,$(SIZE)),$(nifi_small)) $(BIN)/pytest tests/nifi -s $(call report,nifi)
+
+# The flow in a NiFi; docs/nifi.md. Each reads SOUNDSTAGE_NIFI_URL and so on; more options by ARGS='…'.
+nifi-deploy: ## Bring NiFi to the flow that the code builds; ARGS='--set NAME=VALUE --start'
+nifi-status: ## What runs, what waits, what went wrong, on one screen
+nifi-verify: ## Whether NiFi has this flow, complete, valid, with all its parameters
+nifi-start: ## Start the flow
+nifi-stop: ## Stop the flow; files stay in their queues
+nifi-export: ## Write nifi/flow.json and docs/nifi.svg
+nifi-remove: ## Take the flow out of NiFi
+nifi-deploy nifi-status nifi-verify nifi-start nifi-stop nifi-export nifi-remove: $(VENV)/dev.done
+	@$(BIN)/python -m nifi $(@:nifi-%=%) $(ARGS)
 
 images: ## Container images of the service, for CPUs and GPUs, and of TensorFlow Serving; VERSION=tag
 	for target in cpu gpu exporter; do docker build -f cluster/Dockerfile --target $$target --build-arg VERSION=$(VERSION) \

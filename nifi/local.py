@@ -103,6 +103,42 @@ def assemble() -> Path:
     return lib
 
 
+def install() -> None:
+    """Java and Maven from the system's packages, where they are missing and apt-get may be called.
+
+    Raises:
+        NiFiUnavailable: It may not, or the system has no Java that is new enough.
+    """
+    missing = [] if shutil.which("mvn") else ["maven"]
+    has_java = False
+    with suppress(NiFiUnavailable):
+        java()
+        has_java = True
+    if has_java and not missing:
+        return
+    apt = shutil.which("apt-get")
+    if apt is None or os.geteuid() != 0:
+        raise NiFiUnavailable(
+            f"install Java {MIN_JAVA} or newer and Maven; only root on a system with apt-get is helped"
+        )
+    _run([apt, "update", "-qq"])
+    if not has_java:
+        known = _run(["apt-cache", "pkgnames", "openjdk-"]).split()
+        versions = {int(name[1]) for name in map(re.compile(r"openjdk-(\d+)-jdk-headless$").match, known) if name}
+        if not (fit := [version for version in versions if version >= MIN_JAVA]):
+            raise NiFiUnavailable(f"this system has no package of Java {MIN_JAVA} or newer; name one with JAVA_HOME")
+        missing.append(f"openjdk-{max(fit)}-jdk-headless")
+    _run([apt, "install", "-y", "-qq", "--no-install-recommends", *missing])
+
+
+def _run(command: list[str]) -> str:
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
+    if done.returncode != 0:
+        raise NiFiUnavailable(f"{' '.join(command)}: {done.stderr.strip()[-500:]}")
+    return done.stdout
+
+
 def free_port() -> int:
     """A port that nobody uses now."""
     with socket.socket() as sock:
@@ -233,9 +269,15 @@ Folder = Annotated[Path, typer.Option(help="Holds the instance; its queues survi
 
 
 @app.command("assemble", epilog="Example:  python -m nifi.local assemble")
-def assemble_command() -> None:
+def assemble_command(
+    install_missing: Annotated[
+        bool, typer.Option("--install", help="Java and Maven from the system's packages, if they are missing.")
+    ] = False,
+) -> None:
     """Put NiFi together from Maven artifacts; minutes the first time, nothing after."""
     try:
+        if install_missing:
+            install()
         print(assemble())
     except NiFiUnavailable as e:
         typer.echo(str(e), err=True)
