@@ -853,13 +853,13 @@ QUALITY_VIEW = Dashboard(
                 ),
                 Panel(
                     kind="lines",
-                    title="NiFi: age of its files",
-                    description="How long files have been under way in the flow, on average, when they leave it.",
-                    unit="ms",
+                    title="NiFi: its oldest file",
+                    description="How long the oldest file of each queue has been under way. What only grows is stuck.",
+                    unit="s",
                     queries=(
                         Query(
-                            'max by (component_name) (nifi_average_lineage_duration{component_type="ProcessGroup"})',
-                            "{{component_name}}",
+                            "max by (source_name, destination_name) (soundstage_nifi_oldest_file_seconds)",
+                            "{{source_name}} → {{destination_name}}",
                         ),
                     ),
                     link=TO_LATENCY,

@@ -35,7 +35,7 @@ _FEEDS: dict[Feed, str] = {
     "canary": "Empty without the canary (`make monitor` starts it).",
     "shadow": "Empty unless a candidate is tried out.",
     "gpu": "Empty on machines without a GPU.",
-    "nifi": "Empty without NiFi.",
+    "nifi": "Empty without NiFi and `python -m nifi metrics`.",
     "haproxy": "Empty where HAProxy is not scraped.",
 }
 

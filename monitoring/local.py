@@ -44,6 +44,7 @@ class Monitor:
         alertmanager_port: The same.
         canary_port: Of its metrics.
         canary_every_s: From one clip to the next.
+        nifi_port: Of `python -m nifi metrics`; None where it does not run.
         scrape_interval_s: Between two looks.
     """
 
@@ -54,6 +55,7 @@ class Monitor:
     canary_port: int = 9105
     canary_every_s: float = 15.0
     scrape_interval_s: int = 15
+    nifi_port: int | None = None
 
     @property
     def prometheus_url(self) -> str:
@@ -81,7 +83,9 @@ class Monitor:
             "canary": self.canary_port,
             "prometheus": self.prometheus_port,
             "alertmanager": self.alertmanager_port,
+            **({} if self.nifi_port is None else {"nifi": self.nifi_port}),
         }
+        (targets / "nifi.json").unlink(missing_ok=True)
         for job, port in ports.items():
             (targets / f"{job}.json").write_text(json.dumps([{"targets": [f"{HOST}:{port}"]}]), encoding="utf-8")
 
@@ -176,6 +180,7 @@ def main(
     prometheus_port: Annotated[int, typer.Option(help="Of Prometheus.")] = 9090,
     alertmanager_port: Annotated[int, typer.Option(help="Of Alertmanager.")] = 9093,
     canary_port: Annotated[int, typer.Option(help="Of the canary's metrics.")] = 9105,
+    nifi_port: Annotated[int | None, typer.Option(help="Of `python -m nifi metrics`, where it runs.")] = None,
 ) -> None:
     """Watch the service that `make run` started, until Ctrl-C."""
     monitor = Monitor(
@@ -184,6 +189,7 @@ def main(
         prometheus_port=prometheus_port,
         alertmanager_port=alertmanager_port,
         canary_port=canary_port,
+        nifi_port=nifi_port,
     )
     if not monitor.cluster.is_ready():
         print("the service does not run (yet): `make run` starts it", file=sys.stderr)

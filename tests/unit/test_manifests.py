@@ -139,7 +139,7 @@ def test_what_prometheus_scrapes_has_the_names_that_the_rules_know() -> None:
         if relabeling.get("targetLabel") == "job"
     }
     config = yaml.safe_load((ROOT / "monitoring" / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
-    assert jobs == {"ray", "haproxy", "canary"}
+    assert jobs == {"ray", "haproxy", "canary", "nifi"}
     assert jobs <= {scrape["job_name"] for scrape in config["scrape_configs"]}
 
 
