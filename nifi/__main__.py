@@ -123,7 +123,11 @@ def deploy(  # noqa: PLR0917 - options, not positions
     elif not done.changed and not done.parameters:
         _out.print("nothing to change")
     if missing:
-        _out.print(f"before it can start: --set {'=… --set '.join(missing)}=…", markup=False, highlight=False)
+        given = [
+            "SOUNDSTAGE_API_KEY=… in the environment" if name == "authorization" else f"--set {name}=…"
+            for name in missing
+        ]
+        _out.print(f"before it can start: {', '.join(given)}", markup=False, highlight=False)
 
 
 def _values(assignments: list[str], file: Path | None, *, open_service: bool) -> dict[str, str]:
