@@ -23,7 +23,14 @@ _DATASOURCE = {
             "url": "$PROMETHEUS_URL",
             "isDefault": True,
             "editable": False,
-            "jsonData": {"timeInterval": SCRAPE_INTERVAL, "httpMethod": "POST"},
+            "jsonData": {
+                "timeInterval": SCRAPE_INTERVAL,
+                "httpMethod": "POST",
+                # Where traces are kept, such as Jaeger's http://…:16686/trace. A double dollar is one of Grafana's own.
+                "exemplarTraceIdDestinations": [
+                    {"name": "trace_id", "url": "$TRACES_URL/$${__value.raw}", "urlDisplayLabel": "Open the trace"}
+                ],
+            },
         }
     ],
 }

@@ -705,13 +705,15 @@ QUALITY_VIEW = Dashboard(
                 Panel(
                     kind="lines",
                     title="Canary: latency",
-                    description="Of one reference clip through the public API, as a client sees it; p50 and p95.",
+                    description="Of one reference clip through the public API, as a client sees it; p50 and p95. Dots are single requests: each "
+                    "opens its trace, where traces are kept.",
                     unit="s",
                     queries=tuple(
                         Query(
                             f"histogram_quantile({share}, sum by (le) "
                             "(rate(soundstage_canary_latency_seconds_bucket[$__rate_interval])))",
                             legend,
+                            has_exemplars=share > 0.9,
                         )
                         for share, legend in ((0.5, "p50"), (0.95, "p95"))
                     ),

@@ -48,11 +48,13 @@ class Query:
         expr: PromQL with Grafana's macros.
         legend: Of each series, with labels in double braces.
         is_instant: The value now, not over time.
+        has_exemplars: Single observations are drawn too; each opens its trace.
     """
 
     expr: str
     legend: str
     is_instant: bool = False
+    has_exemplars: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +195,8 @@ def _panel(panel: Panel) -> Any:
         target = prometheus.Dataquery().expr(query.expr).ref_id(letter).legend_format(query.legend)
         target = target.datasource(DATASOURCE)
         target = target.instant() if query.is_instant else target.range()
+        if query.has_exemplars:
+            target = target.exemplar(True)
         if panel.kind == "heatmap":
             target = target.format(PromQueryFormat.HEATMAP)
         drawn = drawn.with_target(target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import secrets
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,3 +106,14 @@ def clip_of(folder: Path) -> bytes:
 def logged(observed: Observed) -> str:
     """What replicas of the ingress have written."""
     return "".join(path.read_text(encoding="utf-8") for path in observed.logs_dir.glob("replica_*Ingress*.log"))
+
+
+def test_a_slow_request_of_the_canary_leads_from_its_histogram_to_its_trace(observed: Observed) -> None:
+    def exemplars() -> list[str]:
+        now = time.time()
+        query = {"query": "soundstage_canary_latency_seconds_bucket", "start": now - 120, "end": now}
+        series = observed.prometheus("query_exemplars", **query)
+        return [exemplar["labels"]["trace_id"] for entry in series for exemplar in entry["exemplars"]]
+
+    poll(exemplars, 60, "Prometheus holds no exemplar")
+    poll(lambda: any(spans_of(trace_id, observed.spans) for trace_id in exemplars()), 60, "none of them has a trace")
