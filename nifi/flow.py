@@ -165,7 +165,7 @@ def outermost(tuning: Tuning) -> Group:
     analyse = _analyse(top, tuning)
     deliver = _deliver(top, memory)
     quarantine = _quarantine(top)
-    top.connect(ingest["files"], admit["files"], room=Room(100_000))
+    top.connect(ingest["files"], admit["files"], room=Room(100_000), spread="ROUND_ROBIN")
     top.connect(admit["admitted"], analyse["admitted"], room=STEP, prioritizers=IN_ORDER)
     top.connect(admit["refused"], quarantine["refused"])
     top.connect(analyse["analysed"], deliver["analysed"], room=Room(tuning.window))
@@ -349,8 +349,11 @@ def _ingest(top: Group, memory: Part) -> dict[str, Part]:
         "Name the landing",
         "UpdateAttribute",
         at=at(5.5, 1),
-        comments="A number of its own keeps two files of one name apart.",
-        properties={"filename": "${UUID():substring(0,8)}~${filename}"},
+        comments="A number of its own keeps two files of one name apart; no dots lead out of the inbox.",
+        properties={
+            "filename": "${UUID():substring(0,8)}~${filename:replaceAll('.*/','')}",
+            "folder": "${folder:replaceAll('(^|/)[.]+(?=/)','$1'):replaceAll('^/+','')}",
+        },
     )
     land = _landing(group, "Land a file", at(5.5, 2), ends=("success",))
     group.connect(landing, name_landing, room=Room(100, "4 GB"))
@@ -1048,8 +1051,9 @@ def _tell(group: Group, as_json: Part) -> None:
         penalty="5 sec",
     )
     group.connect(as_json, hook, "success", room=Room(100_000))
-    group.connect(as_json, day, "success", room=Room(1_000_000), prioritizers=(OLDEST_FIRST,), name=EVENTS)
-    group.connect(close, day, "success", room=Room(1_000_000), name=EVENTS)
+    events = Room(1_000_000)
+    group.connect(as_json, day, "success", room=events, prioritizers=(OLDEST_FIRST,), name=EVENTS, spread="SINGLE_NODE")
+    group.connect(close, day, "success", room=events, name=EVENTS, spread="SINGLE_NODE")
     group.connect(hook, post, "tell", room=Room(100_000))
     group.connect(day, query, "merged")
     group.connect(day, day, "failure", room=UNBOUNDED)

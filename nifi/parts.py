@@ -28,9 +28,6 @@ _TYPES: Mapping[str, tuple[str, str]] = {
     "StandardHttpContextMap": ("org.apache.nifi.http", _HTTP_MAP),
     "JsonTreeReader": ("org.apache.nifi.json", _RECORDS),
     "JsonRecordSetWriter": ("org.apache.nifi.json", _RECORDS),
-    "ListS3": ("org.apache.nifi.processors.aws.s3", "nifi-aws-nar"),
-    "FetchS3Object": ("org.apache.nifi.processors.aws.s3", "nifi-aws-nar"),
-    "ConsumeKafka": ("org.apache.nifi.kafka.processors", "nifi-kafka-nar"),
 }
 """Package and bundle of types that are not standard processors."""
 
@@ -38,6 +35,7 @@ PRIORITY = "org.apache.nifi.prioritizer.PriorityAttributePrioritizer"
 OLDEST_FIRST = "org.apache.nifi.prioritizer.FirstInFirstOutPrioritizer"
 
 Kind = Literal["PROCESSOR", "INPUT_PORT", "OUTPUT_PORT", "CONTROLLER_SERVICE"]
+Spread = Literal["DO_NOT_LOAD_BALANCE", "ROUND_ROBIN", "SINGLE_NODE"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,6 +277,7 @@ class Group:
         room: Room | None = None,
         prioritizers: Sequence[str] = (),
         name: str = "",
+        spread: Spread = "DO_NOT_LOAD_BALANCE",
     ) -> None:
         """A queue between two parts.
 
@@ -289,6 +288,7 @@ class Group:
             room: How much may wait.
             prioritizers: Who goes first.
             name: On the canvas, where the relationships do not say enough.
+            spread: Over the nodes of a cluster; one node alone takes no notice.
         """
         room = room or Room()
         path = f"{self.path}/{source.group.path}/{source.name}>{destination.group.path}/{destination.name}"
@@ -307,7 +307,7 @@ class Group:
                 bends=_loop(source) if source == destination else [],
                 label_index=0 if source == destination else 1,
                 z_index=0,
-                load_balance_strategy="DO_NOT_LOAD_BALANCE",
+                load_balance_strategy=spread,
                 load_balance_compression="DO_NOT_COMPRESS",
                 component_type="CONNECTION",
             )

@@ -26,6 +26,7 @@ from typing import Any
 
 import httpx
 import jiwer
+import nipyapi
 import numpy as np
 import pytest
 
@@ -270,6 +271,49 @@ def test_pushed_files_are_captioned_and_tidied(proof: Proof, recordings: Recordi
     wait_for(lambda: "Push ü/Reel/a b.srt" in proof.delivered(), 120, "the pushed file")
     inbox = proof.folder / "work/inbox"
     wait_for(lambda: not any(path.is_file() for path in inbox.rglob("*")), 30, "the inbox to be tidied")
+
+
+def test_another_source_comes_in_by_the_port_beside_the_group(proof: Proof, recordings: Recordings) -> None:
+    samples, _ = recordings.speech(5)
+    card = proof.folder / "card"
+    card.mkdir()
+    group, root = proof.canvas.group_id(), nipyapi.canvas.get_root_pg_id()
+    (port,) = [
+        each
+        for each in nipyapi.canvas.list_all_input_ports(group)
+        if each.component.name == "rushes" and each.component.parent_group_id == group
+    ]
+    take = _add_part(root, "GetFile", "Take from the card", {"Input Directory": str(card)})
+    attributes = {"via": "card", "folder": "../../Card 1/Übung/", "filename": "../x/${filename}"}
+    name = _add_part(root, "UpdateAttribute", "Name it", attributes)
+    try:
+        nipyapi.canvas.create_connection(take, name, ["success"])
+        nipyapi.canvas.create_connection(name, port)
+        for part in (take, name):
+            nipyapi.canvas.schedule_processor(part, True)
+        encode(card / "take 1.wav", samples * 0.6, WAV)
+        wait_for(lambda: "Card 1/Übung/take 1.srt" in proof.delivered(), 120, "the file from the card")
+        assert proof.canvas.differences() == []
+        assert proof.canvas.deploy(proof.values()).changed == []
+    finally:
+        for part in (take, name):
+            nipyapi.canvas.schedule_processor(part, False)
+        for part in (name, take):
+            nipyapi.canvas.delete_processor(nipyapi.canvas.get_processor(part.id, "id"), force=True)
+
+
+def _add_part(group: str, type_name: str, name: str, properties: dict[str, str]) -> Any:
+    types = nipyapi.canvas.get_processor_type(type_name)
+    (found,) = [
+        each for each in (types if isinstance(types, list) else [types]) if each.type.rpartition(".")[2] == type_name
+    ]
+    return nipyapi.canvas.create_processor(
+        nipyapi.canvas.get_process_group(group, "id"),
+        found,
+        (1200.0, -600.0),
+        name,
+        nipyapi.nifi.ProcessorConfigDTO(properties=properties),
+    )
 
 
 def _answers(url: str) -> bool:
