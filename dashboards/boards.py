@@ -44,7 +44,7 @@ WHAT_IS_HEARD = Dashboard(
                     kind="stat",
                     title="Audio",
                     description="Minutes of programme analysed a minute. 1 is one live programme, or files at the speed of one.",
-                    unit="suffix: x",
+                    unit="suffix:x",
                     decimals=1,
                     queries=(Query(rate("ray_soundstage_audio_seconds_total"), "audio"),),
                     link=TO_LATENCY,
@@ -55,7 +55,7 @@ WHAT_IS_HEARD = Dashboard(
                     kind="stat",
                     title="Words a minute",
                     description="Words written down, of all programmes together.",
-                    unit="wpm",
+                    unit="suffix:words/min",
                     decimals=0,
                     queries=(Query(f"60 * {rate('ray_soundstage_words_total')}", "words"),),
                     link=TO_QUALITY,
@@ -66,7 +66,7 @@ WHAT_IS_HEARD = Dashboard(
                     kind="stat",
                     title="Sounds a minute",
                     description="Sounds heard beside speech and music, of all programmes together.",
-                    unit="suffix: /min",
+                    unit="suffix:/min",
                     decimals=1,
                     queries=(Query(f"60 * {rate('ray_soundstage_sound_events_total', _SOUNDS)}", "sounds"),),
                     link=TO_QUALITY,
@@ -77,7 +77,7 @@ WHAT_IS_HEARD = Dashboard(
                     kind="stat",
                     title="Loudness",
                     description="Integrated loudness of the programme in the middle: half are louder. EBU R 128 wants -23 LUFS.",
-                    unit="suffix: LUFS",
+                    unit="suffix:LUFS",
                     decimals=1,
                     minimum=None,
                     queries=(Query(f"-{quantile(0.5, _LOUDNESS)}", "loudness"),),
@@ -145,7 +145,7 @@ WHAT_IS_HEARD = Dashboard(
                     kind="stack",
                     title="Sounds over time",
                     description="How long each sound was heard, in seconds a minute, the eight that were heard longest.",
-                    unit="suffix: s/min",
+                    unit="suffix:s/min",
                     queries=(
                         Query(
                             f"60 * topk(8, {rate('ray_soundstage_sound_seconds_total', _SOUNDS, by='label')})",
@@ -159,7 +159,7 @@ WHAT_IS_HEARD = Dashboard(
                     kind="lines",
                     title="How fast people speak",
                     description="Words in a minute of speech. News is read at 160 to 180; above 200 captions are hard to follow.",
-                    unit="wpm",
+                    unit="suffix:words/min",
                     queries=(
                         Query(
                             f"60 * {rate('ray_soundstage_words_total')} / {rate('ray_soundstage_speech_seconds_total')}",
@@ -180,7 +180,7 @@ WHAT_IS_HEARD = Dashboard(
                     title="Programme loudness",
                     description="Integrated loudness: the quietest tenth, the middle, the loudest tenth. EBU R 128 wants -23 LUFS "
                     "within 0.5 LU, streaming services -14 to -16.",
-                    unit="suffix: LUFS",
+                    unit="suffix:LUFS",
                     minimum=None,
                     queries=tuple(
                         Query(f"-{quantile(share, _LOUDNESS)}", legend)
@@ -341,7 +341,7 @@ LATENCY_VIEW = Dashboard(
                     title="Time by stage and step",
                     description="Seconds of work and waiting a second, of all requests. What is thick is where time goes; queue means that "
                     "the model was busy with another batch, network the way between replicas.",
-                    unit="suffix: s/s",
+                    unit="suffix:s/s",
                     queries=(Query(rate(_STEP + "_sum", by="stage, step"), "{{stage}} {{step}}"),),
                     link=TO_BATCHING,
                     width=12,
@@ -487,7 +487,7 @@ BATCHING_VIEW = Dashboard(
                     kind="lines",
                     title="Size against wait",
                     description="Seconds of audio that a batch gains for each second that requests wait for it: what batching is worth.",
-                    unit="suffix: s/s",
+                    unit="suffix:s/s",
                     queries=(
                         Query(
                             f"{rate('ray_soundstage_inference_audio_seconds_total', by='stage')} / "
@@ -511,7 +511,7 @@ BATCHING_VIEW = Dashboard(
                     kind="lines",
                     title="Audio through the models",
                     description="Seconds of audio a second, of all replicas: the throughput.",
-                    unit="suffix: s/s",
+                    unit="suffix:s/s",
                     queries=(Query(rate("ray_soundstage_inference_audio_seconds_total", by="stage"), "{{stage}}"),),
                     link=TO_LATENCY,
                 ),
@@ -796,7 +796,7 @@ QUALITY_VIEW = Dashboard(
                     kind="stack",
                     title="Requests by how they ended",
                     description="Requests a minute. Codes of 4xx are the client's to mend; overloaded, deadline_exceeded and internal_error ours.",
-                    unit="suffix: /min",
+                    unit="suffix:/min",
                     queries=(Query(f"60 * {rate('ray_soundstage_requests_total', by='code')}", "{{code}}"),),
                     link=TO_LATENCY,
                     width=12,
@@ -805,7 +805,7 @@ QUALITY_VIEW = Dashboard(
                     kind="stack",
                     title="Refused and failed, by route and reason",
                     description="The same without what went well.",
-                    unit="suffix: /min",
+                    unit="suffix:/min",
                     queries=(
                         Query(
                             f"60 * {rate('ray_soundstage_requests_total', _NOT_OK, by='route, code')}",
@@ -872,7 +872,7 @@ QUALITY_VIEW = Dashboard(
                     kind="stack",
                     title="Answers of the proxy",
                     description="By HAProxy, a minute; 5xx here and none above are answers that no replica gave.",
-                    unit="suffix: /min",
+                    unit="suffix:/min",
                     queries=(
                         Query(
                             "60 * sum by (code) (rate(haproxy_frontend_http_responses_total[$__rate_interval]))",
@@ -927,7 +927,7 @@ QUALITY_VIEW = Dashboard(
                     kind="lines",
                     title="How fast the budget burns",
                     description="1 spends it in just 30 days. Above 14.4 for an hour somebody is called.",
-                    unit="suffix: x",
+                    unit="suffix:x",
                     decimals=1,
                     queries=(
                         Query("soundstage:requests_failed:ratio_rate1h / 0.005", "faults"),

@@ -21,6 +21,8 @@ from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 GRID_COLUMNS = 24
+WIDE = 12
+"""Columns."""
 DATASOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="${datasource}")
 TAG = "soundstage"
 SCRAPE_INTERVAL = "15s"
@@ -73,7 +75,7 @@ class Panel:
         kind: How it is drawn.
         title: What it shows.
         description: What it means, and what is good.
-        unit: Grafana's name of the unit; `suffix:` before one of our own.
+        unit: Grafana's name of the unit; `suffix:` before one of our own, without a space.
         queries: At least one.
         link: Where to go from here.
         width: Of 24 columns.
@@ -217,10 +219,14 @@ def _drawn(panel: Panel) -> Any:
             )
             return heatmap.Panel().calculate(False).y_axis(heatmap.YAxisConfig().unit(panel.unit)).color(colours)
         case "lines" | "stack":
-            calcs = ["lastNotNull", "max"]
-            legend = common_builder.VizLegendOptions().display_mode(common.LegendDisplayMode.TABLE).calcs(calcs)
-            legend = legend.placement(common.LegendPlacement.BOTTOM).show_legend(True)
-            lines = timeseries.Panel().line_width(1).fill_opacity(10).legend(legend)
+            # A table below hides all but its first rows: wide panels have it at the side, narrow ones a line of names.
+            is_wide = panel.width >= WIDE and (len(panel.queries) > 1 or "{{" in panel.queries[0].legend)
+            legend = (
+                common_builder.VizLegendOptions().show_legend(True).calcs(["lastNotNull", "max"] if is_wide else [])
+            )
+            legend = legend.display_mode(common.LegendDisplayMode.TABLE if is_wide else common.LegendDisplayMode.LIST)
+            legend = legend.placement(common.LegendPlacement.RIGHT if is_wide else common.LegendPlacement.BOTTOM)
+            lines = timeseries.Panel().line_width(1).legend(legend)
             lines = lines.tooltip(common_builder.VizTooltipOptions().mode(common.TooltipDisplayMode.MULTI))
             if panel.kind == "stack":
                 mode = common_builder.StackingConfig().mode(common.StackingMode.NORMAL).group("A")

@@ -17,7 +17,7 @@ from dashboards.boards import BOARDS
 from dashboards.panels import GRID_COLUMNS
 
 PANEL_TYPES = {"timeseries", "stat", "heatmap", "bargauge"}
-UNITS = {"s", "ms", "percent", "percentunit", "bytes", "none", "short", "wpm"}
+UNITS = {"s", "ms", "percent", "percentunit", "bytes", "none", "short"}
 """Of Grafana's own; those that begin with `suffix:` are shown as they are."""
 
 

@@ -1,0 +1,1 @@
+"""Pictures of the dashboards, drawn without a Grafana: `python -m dashboards.pictures`."""
