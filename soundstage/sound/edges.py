@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soundstage.params import FeatureParams
-from soundstage.sound.model import STEP_FRAMES
+from soundstage.sound.model import STEP_FRAMES, SoundParams
+from soundstage.types import FrameScores, Waveform
 
 N_STEPS_BACK = 2
 """The edge of a step is looked for in the step and in so many before it: scores rise and fall up to two steps late.
@@ -20,6 +21,35 @@ boxes of 0.08 s instead of a step it is 0.45; flux over bands is no better than 
 """
 MIN_EDGE_DB = 1.0
 """Where the level changes by less, no sound begins or ends that the level could tell of."""
+
+
+def scores_with_edges(
+    waveform: Waveform,
+    scores: NDArray[np.float32],
+    tags: NDArray[np.float32],
+    level: NDArray[np.float32],
+    params: SoundParams,
+) -> FrameScores:
+    """What a model says of each step of a waveform, with the edges of its level beside it.
+
+    Args:
+        waveform: At the rate of the model.
+        scores: float32 (n_steps, n_labels), in [0, 1].
+        tags: float32 (n_labels,), in [0, 1], of the whole waveform.
+        level: float32 (n_frames,), mean mel magnitude of each spectrogram frame.
+        params: Of the model.
+    """
+    rises_s, falls_s = edges(level, len(scores), params.features)
+    return FrameScores(
+        scores=scores,
+        labels=params.labels,
+        start_s=waveform.start_s + params.step_s / 2,
+        hop_s=params.step_s,
+        window_s=params.step_s,
+        tags=tags,
+        rises_s=waveform.start_s + rises_s,
+        falls_s=waveform.start_s + falls_s,
+    )
 
 
 def edges(level: NDArray[np.float32], n_steps: int, params: FeatureParams) -> tuple[NDArray[np.float64], ...]:

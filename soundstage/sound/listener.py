@@ -13,7 +13,7 @@ from soundstage.audio.features import mel_spectrogram, n_frames
 from soundstage.errors import ModelError, SampleRateMismatch
 from soundstage.models.registry import ModelCard, ModelFolder
 from soundstage.models.runtime import limit_threads
-from soundstage.sound.edges import edges
+from soundstage.sound.edges import scores_with_edges
 from soundstage.sound.model import (
     STEP_FRAMES,
     SoundParams,
@@ -206,14 +206,4 @@ class SoundListener:
             tags = np.maximum(tags, own.clip)
             known = level[window.first_step * STEP_FRAMES :][: len(own.level)]
             known[:] = own.level[: len(known)]  # what was filled up with silence has no level
-        rises_s, falls_s = edges(level, n_steps, params.features)
-        return FrameScores(
-            scores=scores,
-            labels=params.labels,
-            start_s=waveform.start_s + params.step_s / 2,
-            hop_s=params.step_s,
-            window_s=params.step_s,
-            tags=tags,
-            rises_s=waveform.start_s + rises_s,
-            falls_s=waveform.start_s + falls_s,
-        )
+        return scores_with_edges(waveform, scores, tags, level, params)

@@ -17,7 +17,7 @@ from soundstage.errors import DeadlineExceeded, ModelError, Overloaded, SampleRa
 from soundstage.export.saved_model import serving_version
 from soundstage.models.registry import ModelCard, ModelFolder
 from soundstage.params import RemoteModelParams
-from soundstage.sound.edges import edges
+from soundstage.sound.edges import scores_with_edges
 from soundstage.sound.model import SoundParams
 from soundstage.types import FrameScores, Waveform
 
@@ -136,17 +136,7 @@ class RemoteSoundListener:
             n_missing = max(0, params.n_step_samples - len(waveform.samples))
             mel = mel_spectrogram(np.pad(waveform.samples, (0, n_missing)), params.features)
             level[:] = mel.mean(axis=1)[: len(level)]  # what was filled up with silence has no level
-        rises_s, falls_s = edges(level, len(scores), params.features)
-        return FrameScores(
-            scores=scores,
-            labels=params.labels,
-            start_s=waveform.start_s + params.step_s / 2,
-            hop_s=params.step_s,
-            window_s=params.step_s,
-            tags=tags,
-            rises_s=waveform.start_s + rises_s,
-            falls_s=waveform.start_s + falls_s,
-        )
+        return scores_with_edges(waveform, scores, tags, level, params)
 
 
 def _channel(remote: RemoteModelParams) -> grpc.Channel:
