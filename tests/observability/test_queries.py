@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import time
+from pathlib import Path
 
 import pytest
 
-from dashboards.__main__ import OUTPUT
+from dashboards.__main__ import OUTPUT, RAY_DASHBOARDS
 from dashboards.boards import BOARDS
 from tests.observability.conftest import SCRAPE_S, Observed, poll
 from tests.observability.grafana import metrics_of, panels_of, substituted
@@ -88,3 +89,14 @@ def test_scrapes_are_quick_and_series_few(observed: Observed, instances: list[st
 def test_all_that_is_scraped_is_up(observed: Observed) -> None:
     up = {series["metric"]["job"]: series["value"][1] for series in observed.prometheus("query", query="up")["result"]}
     assert up == dict.fromkeys(("ray", "haproxy", "canary", "prometheus"), "1")
+
+
+def test_rays_own_dashboards_are_where_they_are_provisioned_from(observed: Observed) -> None:
+    session = observed.logs_dir.parents[1]
+    folder = session / Path(RAY_DASHBOARDS).relative_to("/tmp/ray/session_latest")
+    boards = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")}
+    assert [name for name in boards if name.startswith("serve_")]
+    # Of the name of the data source that is provisioned beside them.
+    text = json.dumps(boards)
+    assert '"type": "prometheus"' in text
+    assert not {board["uid"] for board in boards.values()} & {board.uid for board in BOARDS}
