@@ -24,7 +24,7 @@ from deployments.local import STATE_DIR, LocalCluster
 
 HERE = Path(__file__).parent
 HOST = "127.0.0.1"
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
 INSTALL = "apt-get install prometheus prometheus-alertmanager, or https://prometheus.io/download"
 
@@ -193,6 +193,7 @@ def main(
     )
     if not monitor.cluster.is_ready():
         print("the service does not run (yet): `make run` starts it", file=sys.stderr)
+    print("starting Prometheus, Alertmanager and the canary", file=sys.stderr)
     end = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: end.set())
