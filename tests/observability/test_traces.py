@@ -7,8 +7,8 @@ import json
 import secrets
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
+import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
@@ -55,52 +55,80 @@ def text_of(value: AnyValue) -> str:
     return str(getattr(value, value.WhichOneof("value") or "string_value"))
 
 
-def ask(observed: Observed, trace_id: str, client_span: str, flags: str, clip: bytes) -> str:
-    headers = {"Content-Type": "audio/wav", "traceparent": f"00-{trace_id}-{client_span}-{flags}"}
+@dataclass(frozen=True)
+class Asked:
+    """A request whose client was traced, and all its spans."""
+
+    trace_id: str
+    client_span: str
+    request_id: str
+    spans: list[Span]
+
+    @property
+    def stages(self) -> set[str]:
+        """Deployments in which a replica handled a part of it."""
+        heads = [span.name.split() for span in self.spans if span.name.startswith("replica_handle_request ")]
+        return {name for _, name, *_ in heads}
+
+    @property
+    def orphans(self) -> list[Span]:
+        """Spans of whose parent nothing is known."""
+        known = {self.client_span, *(span.id for span in self.spans)}
+        return [span for span in self.spans if span.parent not in known]
+
+
+def ask(observed: Observed, clip: bytes, trace_id: str, client_span: str, *, is_sampled: bool) -> str:
+    headers = {"Content-Type": "audio/wav", "traceparent": f"00-{trace_id}-{client_span}-0{int(is_sampled)}"}
     answer = observed.client.post("/v1/analyze", content=clip, headers=headers).raise_for_status()
     return str(answer.headers["x-request-id"])
 
 
-def test_one_trace_a_request_from_the_client_through_every_stage(observed: Observed, tmp_path: Path) -> None:
-    clip = clip_of(tmp_path)
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("clip") / "sample.wav"
+    sample.write(path)
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def asked(observed: Observed, clip: bytes) -> Asked:
     trace_id, client_span = secrets.token_hex(16), secrets.token_hex(8)
-    request_id = ask(observed, trace_id, client_span, "01", clip)
+    request_id = ask(observed, clip, trace_id, client_span, is_sampled=True)
 
-    def stages() -> set[str]:
-        found = spans_of(trace_id, observed.spans)
-        return {name for name in STAGES for span in found if span.name.startswith(f"replica_handle_request {name}")}
+    def found() -> Asked:
+        return Asked(trace_id, client_span, request_id, spans_of(trace_id, observed.spans))
 
-    poll(lambda: stages() == STAGES, 60, lambda: f"only {stages()} of {spans_of(trace_id, observed.spans)}")
-    spans = spans_of(trace_id, observed.spans)
-    assert {span.service for span in spans} == {"soundstage"}
-    # One tree, whose root is the client's own span.
-    known = {client_span, *(span.id for span in spans)}
-    assert len({span.id for span in spans}) == len(spans)
-    assert all(span.parent in known for span in spans)
-    roots = [span for span in spans if span.parent == client_span]
-    assert [span.name for span in roots if span.name.startswith("replica_handle_request Ingress")]
-    # Found again by the id that the client was given, and in the log.
-    assert request_id in {span.attributes.get("request_id") for span in roots}
-    poll(lambda: trace_id in logged(observed), 30, "no line of the log has the trace's id")
-    # Nobody's audio, text or key.
-    held = json.dumps([span.attributes for span in spans]).lower()
+    # Each process sends its spans by itself, every few seconds.
+    poll(lambda: found().stages >= STAGES and not found().orphans, 90, lambda: f"not whole: {found()}")
+    return found()
+
+
+def test_one_trace_a_request_from_the_client_through_every_stage(asked: Asked) -> None:
+    assert asked.stages == STAGES
+    assert {span.service for span in asked.spans} == {"soundstage"}
+    assert len({span.id for span in asked.spans}) == len(asked.spans)
+    roots = [span.name for span in asked.spans if span.parent == asked.client_span]
+    assert [name for name in roots if name.startswith("replica_handle_request Ingress")]
+
+
+def test_a_trace_is_found_by_the_id_that_the_client_was_given_and_in_the_log(observed: Observed, asked: Asked) -> None:
+    assert asked.request_id in {span.attributes.get("request_id") for span in asked.spans}
+    poll(lambda: asked.trace_id in logged(observed), 30, "no line of the log has the trace's id")
+
+
+def test_a_trace_holds_nobodys_text_or_key(asked: Asked) -> None:
+    held = json.dumps([span.attributes for span in asked.spans]).lower()
     assert "authorization" not in held
     assert not [word for word in ("best of times", "worst of times") if word in held]
 
 
-def test_no_spans_of_requests_that_were_not_sampled(observed: Observed, tmp_path: Path) -> None:
-    clip = clip_of(tmp_path)
+def test_no_spans_of_requests_that_were_not_sampled(observed: Observed, clip: bytes) -> None:
     silent, heard = secrets.token_hex(16), secrets.token_hex(16)
-    ask(observed, silent, secrets.token_hex(8), "00", clip)
-    ask(observed, heard, secrets.token_hex(8), "01", clip)
+    ask(observed, clip, silent, secrets.token_hex(8), is_sampled=False)
+    ask(observed, clip, heard, secrets.token_hex(8), is_sampled=True)
     # What was asked later has come: so would what was asked before.
     poll(lambda: len(spans_of(heard, observed.spans)) >= len(STAGES), 60, "no spans at all")
     assert spans_of(silent, observed.spans) == []
-
-
-def clip_of(folder: Path) -> bytes:
-    sample.write(folder / "sample.wav")
-    return (folder / "sample.wav").read_bytes()
 
 
 def logged(observed: Observed) -> str:
