@@ -38,11 +38,15 @@ DAMAGED = "1000.0.0"
 """A version of the sound model that loads, runs, and calls every sound by another's name."""
 CANDIDATE = "candidate"
 SCRAPE_S = 2
+START_AND_TEST_S = 900
 TOOLS = ("promtool", "amtool", "prometheus", "prometheus-alertmanager")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without the tools nothing here can be proven."""
+    """Without the tools nothing here can be proven; with them, the first test starts everything."""
+    for item in items:
+        if "observability" in item.nodeid:
+            item.add_marker(pytest.mark.timeout(START_AND_TEST_S))
     absent = missing(*TOOLS)
     if absent:
         reason = f"SKIPPED, NOT PROVEN: {how_to_get(absent)}"
