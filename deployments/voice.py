@@ -20,14 +20,14 @@ from soundstage.speech.transcriber import Transcriber
 from soundstage.types import Segment, Waveform
 
 Regions = tuple[Waveform, ...]
-Speech = tuple[Regions, Hints]
-"""The speech regions of a chunk, and what they may hold."""
+Speech = tuple[Regions, Hints, str]
+"""The speech regions of a chunk, what they may hold, and what the text of the first one may begin with."""
 Segments = list[Segment | None]
 
 
 def audio_seconds(items: Sequence[Speech]) -> int:
     """Size of a batch: seconds of speech, rounded up."""
-    return math.ceil(sum(region.duration_s for regions, _ in items for region in regions))
+    return math.ceil(sum(region.duration_s for regions, _, _ in items for region in regions))
 
 
 class VoiceRecognizer(ModelStage[Transcriber, VoiceConfig, Speech, Segments]):
@@ -41,7 +41,7 @@ class VoiceRecognizer(ModelStage[Transcriber, VoiceConfig, Speech, Segments]):
     @staticmethod
     def _run_all(model: Transcriber, requests: Sequence[Speech]) -> list[Segments]:
         segments = iter(_written(model, _flat(requests)))
-        return [[next(segments) for _ in regions] for regions, _ in requests]
+        return [[next(segments) for _ in regions] for regions, _, _ in requests]
 
     @staticmethod
     def _size_s(request: Speech) -> float:
@@ -56,14 +56,14 @@ class VoiceRecognizer(ModelStage[Transcriber, VoiceConfig, Speech, Segments]):
         start_s = time.perf_counter()
         async with self._slot.request():
             self._meter.steps.observe("queue", time.perf_counter() - start_s)
-            answer: Transcripts = await self._batch((regions, hints))
-        self._shadow.offer((regions, hints))
+            answer: Transcripts = await self._batch((regions, hints, ""))
+        self._shadow.offer((regions, hints, ""))
         return replace(answer, spent_s=time.perf_counter() - start_s)
 
-    async def transcribe_live(self, waveform: Waveform, hints: Hints, is_final: bool) -> Transcripts | None:
+    async def transcribe_live(self, waveform: Waveform, hints: Hints, draft: str, is_final: bool) -> Transcripts | None:
         """What is said in one waveform of a live stream; None where a hypothesis waited too long."""
         start_s = time.perf_counter()
-        answer = await self._ask_live(((waveform,), hints), is_final=is_final)
+        answer = await self._ask_live(((waveform,), hints, draft), is_final=is_final)
         if answer is None:
             return None
         (segment,), model = answer
@@ -79,15 +79,16 @@ class VoiceRecognizer(ModelStage[Transcriber, VoiceConfig, Speech, Segments]):
     )
     async def _batch(self, items: list[Speech]) -> list[Transcripts]:
         version, flat = self._slot.version, _flat(items)
-        written = await self._run_files(flat, [region.duration_s for region, _ in flat], _written)
+        written = await self._run_files(flat, [region.duration_s for region, _, _ in flat], _written)
         self._meter.scores(version[1], (math.exp(segment.avg_logprob) for segment in written if segment is not None))
         segments = iter(written)
-        return [Transcripts(tuple(next(segments) for _ in regions), version) for regions, _ in items]
+        return [Transcripts(tuple(next(segments) for _ in regions), version) for regions, _, _ in items]
 
 
-def _flat(items: Sequence[Speech]) -> list[tuple[Waveform, Hints]]:
-    return [(region, hints) for regions, hints in items for region in regions]
+def _flat(items: Sequence[Speech]) -> list[tuple[Waveform, Hints, str]]:
+    return [(region, hints, "" if i else draft) for regions, hints, draft in items for i, region in enumerate(regions)]
 
 
-def _written(model: Transcriber, items: Sequence[tuple[Waveform, Hints]]) -> Segments:
-    return model.transcribe([region for region, _ in items], [hints for _, hints in items])
+def _written(model: Transcriber, items: Sequence[tuple[Waveform, Hints, str]]) -> Segments:
+    regions, hints, drafts = (list(each) for each in zip(*items, strict=True)) if items else ([], [], [])
+    return model.transcribe(regions, hints, drafts if any(drafts) else None)

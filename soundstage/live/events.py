@@ -37,12 +37,14 @@ class TranscribeJob:
         is_final: The result is for good; else it is a hypothesis, which may be dropped where the model is busy.
         waveform: At most 30 s.
         hints: Names that it may hold.
+        draft: What its text may begin with. What is written does not depend on it, but how fast.
     """
 
     number: int
     is_final: bool
     waveform: Waveform
     hints: Hints = ()
+    draft: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,7 +39,7 @@ def _answered(
     for job in session.jobs():
         if isinstance(job, TranscribeJob):
             assert transcriber is not None, "speech was asked for"
-            yield from session.answer(job, transcriber.transcribe([job.waveform], [job.hints])[0])
+            yield from session.answer(job, transcriber.transcribe([job.waveform], [job.hints], [job.draft])[0])
         else:
             assert listener is not None, "sounds were asked for"
             (scores,) = listener.listen([job.waveform])

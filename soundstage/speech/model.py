@@ -37,6 +37,18 @@ class Encoded(NamedTuple):
     padding: Tensor
 
 
+class Unused(NamedTuple):
+    """Places in the cache that hold what was not written in the end; what follows them stands directly behind the rest.
+
+    Attributes:
+        first: int32 (n_batch,), the first of each row.
+        end: int32 (), the place after the last, the same in all rows.
+    """
+
+    first: Tensor
+    end: Tensor
+
+
 _MASKED = -1e9
 """Added to the attention logits of padding: exp() makes it exactly zero."""
 
@@ -190,16 +202,31 @@ def decode(
 
 
 def decoder_states(
-    weights: Weights, params: MoonshineParams, token_ids: Tensor, cache: Cache, encoded: Encoded, *, position: Tensor
+    weights: Weights,
+    params: MoonshineParams,
+    token_ids: Tensor,
+    cache: Cache,
+    encoded: Encoded,
+    *,
+    position: Tensor,
+    unused: Unused | None = None,
 ) -> tuple[Tensor, Cache]:
-    """What the output head reads, float32 (n_batch * n_new, hidden_size), and the cache; arguments as for `decode`."""
-    n_new = token_ids.shape[1]
+    """What the output head reads, float32 (n_batch * n_new, hidden_size), and the cache; arguments as for `decode`.
+
+    n_new may be known when run only. With `unused`, it is 1.
+    """
+    n_new = ops.shape(token_ids)[1]
     positions = position + ops.arange(n_new)
-    turns = _rotary(params, positions)
-    future = None
-    if n_new > 1:
+    hidden = None
+    if unused is not None:
+        places = ops.arange(position + 1)
+        is_unused = (places >= unused.first[:, None]) & (places < unused.end)
+        hidden = (ops.cast(is_unused, "float32") * _MASKED)[:, None, None, :]  # (n_batch, 1, 1, n_steps)
+        positions = (positions - (unused.end - unused.first))[:, None]
+    elif not (isinstance(n_new, int) and n_new == 1):
         is_future = ops.arange(position + n_new) > positions[:, None]
-        future = ops.cast(is_future, "float32") * _MASKED  # (n_new, n_steps)
+        hidden = ops.cast(is_future, "float32") * _MASKED  # (n_new, n_steps)
+    turns = _rotary(params, positions)
     x = _centre(ops.take(weights["decoder.embedding"], ops.reshape(token_ids, (-1,)), axis=0))
     grown = []
     for i, (past_k, past_v) in enumerate(cache):
@@ -207,7 +234,7 @@ def decoder_states(
         q, k, v = _self_qkv(weights, params, layer, _norm(params, x), turns)
         k, v = ops.concatenate([past_k, k], axis=2), ops.concatenate([past_v, v], axis=2)
         grown.append((k, v))
-        x = x + _attend(weights, f"{layer}.self_attention.o", q, k, v, bias=future)
+        x = x + _attend(weights, f"{layer}.self_attention.o", q, k, v, bias=hidden)
         q = _dense(weights, f"{layer}.cross_attention.q", _norm(params, x))
         q = ops.transpose(ops.reshape(q, (-1, n_new, *_head_shape(params))), (0, 2, 1, 3))
         x = x + _attend(weights, f"{layer}.cross_attention.o", q, *encoded.cross[i], bias=encoded.padding)
@@ -295,7 +322,7 @@ def _norm(params: MoonshineParams, x: Tensor) -> Tensor:
 
 
 def _rotary(params: MoonshineParams, positions: Tensor) -> Tensor:
-    """What queries, keys and values are multiplied by, complex64 (n_steps, 3 * hidden_size / 2).
+    """What queries, keys and values are multiplied by, complex64 (…, n_steps, 3 * hidden_size / 2).
 
     Neighbouring dimensions turn together, as one complex number; those beyond rotary_size, and values, stand still.
 
@@ -305,7 +332,7 @@ def _rotary(params: MoonshineParams, positions: Tensor) -> Tensor:
     n_pairs = params.rotary_size // 2
     speeds = np.zeros((3, n_heads, head_size // 2), np.float32)
     speeds[:2, :, :n_pairs] = params.rotary_base ** -(np.arange(n_pairs, dtype=np.float32) / n_pairs)
-    angles = ops.cast(positions, "float32")[:, None] * speeds.reshape(-1)
+    angles = ops.cast(positions, "float32")[..., None] * speeds.reshape(-1)
     return tf.complex(ops.cos(angles), ops.sin(angles))
 
 
@@ -313,7 +340,7 @@ def _self_qkv(
     weights: Weights, params: MoonshineParams, layer: str, x: Tensor, turns: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Turned queries and keys, and values, each (n_batch, n_heads, n_steps, head_size)."""
-    n_steps, n_pairs = ops.shape(turns)
+    n_steps, n_pairs = ops.shape(turns)[-2:]
     pairs = ops.reshape(_dense(weights, f"{layer}.self_attention.qkv", x), (-1, n_steps, n_pairs, 2))
     turned = tf.bitcast(tf.bitcast(pairs, tf.complex64) * turns, tf.float32)  # a complex number is a pair of floats
     heads = ops.reshape(turned, (-1, n_steps, 3, *_head_shape(params)))

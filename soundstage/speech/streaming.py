@@ -165,6 +165,7 @@ class _Utterance:
         draft: What is known of it.
         heard_end: The frame up to which the newest hypothesis hears.
         heard_first: Where the next one begins to hear.
+        newest: The words of the newest hypothesis.
         told: The last partial: committed and tentative.
     """
 
@@ -178,6 +179,7 @@ class _Utterance:
     peak: float = 0.0
     asked: _Asked | None = None
     heard_end: int = 0
+    newest: tuple[Word, ...] = ()
     told: tuple[str, str] = ("", "")
 
 
@@ -207,6 +209,7 @@ class SpeechStream:
         self._utterance: _Utterance | None = None
         self._n_utterances = 0
         self._context: list[tuple[int, int]] = []  # frames of the utterances of the span, in order
+        self._newest: tuple[Word, ...] = ()  # of the newest final, its context included
         self._free = 0  # the first frame that belongs to no utterance
         self._new_jobs: list[TranscribeJob] = []
         self._asked: dict[int, _Asked] = {}
@@ -241,6 +244,7 @@ class SpeechStream:
         if asked is None:
             return self._heard(job, segment)
         asked.is_answered, asked.segment = True, segment
+        self._newest = _timed(segment).words if segment is not None else ()
         utterance, own = self._utterance, asked.own
         is_current = utterance is not None and utterance.number == asked.utterance and not asked.is_ended
         # An older one than the newest hypothesis has nothing to say that is not known better.
@@ -323,9 +327,7 @@ class SpeechStream:
         """Ask for the final of the utterance as if it ended before a frame."""
         span = tuple(_region(*frames) for frames in (*self._context, (utterance.first, end)))
         first = self._context[0][0] if self._context else utterance.first
-        job = TranscribeJob(
-            number=self._next_number(), is_final=True, waveform=self._waveform(first, end), hints=self._options.hints
-        )
+        job = self._job(first, end, is_final=True, utterance=utterance)
         utterance.asked = _Asked(utterance.number, span)
         utterance.heard_end = max(utterance.heard_end, end)
         self._asked[job.number] = utterance.asked
@@ -356,7 +358,7 @@ class SpeechStream:
         # Words at the cut would be heard twice in its context, and might be told twice or not at all.
         self._context = []
         self._utterance = rest = _Utterance(cut, cut, self._probs.end, draft, cut, is_certain=True)
-        rest.heard_end = utterance.heard_end
+        rest.heard_end, rest.newest = utterance.heard_end, utterance.newest
         self._judge(rest)
 
     def _next_hypothesis(self) -> TranscribeJob | None:
@@ -375,12 +377,23 @@ class SpeechStream:
         if now < due:
             return None
         first = self._hypothesis_first(utterance, now)
-        job = TranscribeJob(
-            number=self._next_number(), is_final=False, waveform=self._waveform(first, now), hints=self._options.hints
-        )
+        job = self._job(first, now, is_final=False, utterance=utterance)
         utterance.heard_end = now
         self._hypothesis = job.number, utterance
         return job
+
+    def _job(self, first: int, end: int, *, is_final: bool, utterance: _Utterance) -> TranscribeJob:
+        """The job to write down what is between two frames; what is known of it already need not be written anew."""
+        begins_s, says_s = first * FRAME_S, utterance.first * FRAME_S
+        before = [word for word in self._newest if begins_s <= _middle_s(word) < says_s]
+        own = [word for word in utterance.newest if _middle_s(word) >= max(begins_s, says_s)]
+        return TranscribeJob(
+            number=self._next_number(),
+            is_final=is_final,
+            waveform=self._waveform(first, end),
+            hints=self._options.hints,
+            draft=_text_of([*before, *own]),
+        )
 
     def _hypothesis_first(self, utterance: _Utterance, now: int) -> int:
         """Where the hypothesis begins to hear: its cost must not grow with the utterance."""
@@ -404,9 +417,12 @@ class SpeechStream:
         return self._drafted(utterance, segment, job.waveform.end_s)
 
     def _drafted(self, utterance: _Utterance, segment: Segment | None, end_s: float) -> list[LiveEvent]:
-        if segment is None or not self._options.partials:
+        if segment is None:
             return []
-        utterance.draft.hear(_timed(segment).words)
+        utterance.newest = _timed(segment).words
+        if not self._options.partials:
+            return []
+        utterance.draft.hear(utterance.newest)
         told = _text_of(utterance.draft.committed), _text_of(utterance.draft.tentative)
         if told == utterance.told:
             return []

@@ -52,12 +52,13 @@ class Transcriber:
         self._decoder = GreedyDecoder(folder.weights(), self._model_params, self.hint_params)
 
     def warm_up(self) -> None:
-        """Run once, so that the first request does not pay for it; one graph serves all lengths.
+        """Run once, so that the first request does not pay for it; one graph serves all lengths, another all drafts.
 
         Raises:
             RuntimeError: The output is not finite.
         """
         self.probe()
+        self._decoder.decode([np.zeros(self._model_params.sample_rate, np.float32)], [2], drafts=[[0]])
 
     def probe(self) -> None:
         """Run on a second of silence.
@@ -69,12 +70,19 @@ class Transcriber:
         if not math.isfinite(self._decoder.decode([silence], [1])[0].avg_logprob):
             raise RuntimeError(f"{self.card.name} {self.card.version} gives probabilities that are not finite")
 
-    def transcribe(self, waveforms: Sequence[Waveform], hints: Sequence[Hints] | None = None) -> list[Segment | None]:
+    def transcribe(
+        self,
+        waveforms: Sequence[Waveform],
+        hints: Sequence[Hints] | None = None,
+        drafts: Sequence[str] | None = None,
+    ) -> list[Segment | None]:
         """Write down what is said in each waveform; the same whatever else is in the batch.
 
         Args:
             waveforms: Speech regions, 16 kHz, at most 30 s each: the model was trained on no longer ones.
             hints: Of each waveform, names and words that it may hold.
+            drafts: Of each waveform, what its text may begin with, empty where nothing is known. What was expected
+                rightly is written at once; nothing else changes.
 
         Returns:
             One for each waveform, with its times and those of its words; None where there is no text that can be
@@ -88,7 +96,7 @@ class Transcriber:
                 raise SampleRateMismatch(
                     f"the waveform has {waveform.sample_rate} Hz, the model {self._model_params.sample_rate} Hz"
                 )
-        segments, astray = self._written(waveforms, hints)
+        segments, astray = self._written(waveforms, hints, drafts)
         retried = [i for i in astray if waveforms[i].duration_s >= self.params.min_retry_s]
         if retried:
             pieces = [piece for i in retried for piece in halves(waveforms[i])]
@@ -98,7 +106,7 @@ class Transcriber:
         return segments
 
     def _written(
-        self, waveforms: Sequence[Waveform], hints: Sequence[Hints] | None
+        self, waveforms: Sequence[Waveform], hints: Sequence[Hints] | None, drafts: Sequence[str] | None
     ) -> tuple[list[Segment | None], list[int]]:
         """What is believed of what the model writes, and where it lost its way."""
         segments: list[Segment | None] = [None] * len(waveforms)
@@ -107,7 +115,11 @@ class Transcriber:
         for indices in self._batches(waveforms):
             batch = [np.concatenate([silence, waveforms[i].samples, silence]) for i in indices]
             max_tokens = [math.ceil(self.params.max_tokens_per_s * self._padded_s(waveforms[i])) for i in indices]
-            decoded = self._decoder.decode(batch, max_tokens)
+            if drafts is None:
+                decoded = self._decoder.decode(batch, max_tokens)
+            else:
+                expected = [self._tokenizer.encode(drafts[i]) for i in indices]
+                decoded = self._decoder.decode(batch, max_tokens, drafts=expected)
             if hints is not None:
                 decoded = self._hinted(decoded, batch, max_tokens, [hints[i] for i in indices])
             words = self._words([waveforms[i] for i in indices], batch, decoded)

@@ -88,6 +88,25 @@ def test_a_clip_alone_gives_the_tokens_that_it_gives_in_any_batch(
     _assert_same(transcriber._decoder.decode(with_noise, [*limits, 99])[:-1], alone)
 
 
+def test_what_was_expected_changes_no_text(transcriber: Transcriber, regions: list[Waveform]) -> None:
+    """Rightly, up to its middle, with a wrong word in it, of another region, and nothing; alone and together."""
+    plain = transcriber.transcribe(regions)
+    texts = [segment.text for segment in plain if segment is not None]
+    assert len(texts) == len(regions)
+    words = texts[3].split()
+    drafts = [texts[0], texts[1][: len(texts[1]) // 2], texts[1], " ".join([*words[:4], "banana", *words[5:]]), "", ""]
+    together = transcriber.transcribe(regions, drafts=drafts)
+    alone = [transcriber.transcribe([r], drafts=[draft])[0] for r, draft in zip(regions, drafts, strict=True)]
+    for before, *after in zip(plain, together, alone, strict=True):
+        assert before is not None
+        for segment in after:
+            assert segment is not None
+            assert segment.text == before.text
+            assert segment.avg_logprob == pytest.approx(before.avg_logprob, abs=1e-3)
+            for word, known in zip(segment.words, before.words, strict=True):
+                assert (word.text, word.start_s, word.end_s) == (known.text, known.start_s, known.end_s)
+
+
 def test_what_makes_decoding_fast_leaves_its_text(
     transcriber: Transcriber, regions: list[Waveform], monkeypatch: pytest.MonkeyPatch
 ) -> None:

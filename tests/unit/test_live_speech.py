@@ -212,3 +212,35 @@ def test_a_hypothesis_hears_a_bounded_stretch_however_long_somebody_speaks() -> 
         speech.events.clear()
     assert shown.split() == [f"w{i}" for i in range(len(shown.split()))]
     assert len(shown.split()) >= 35
+
+
+def test_each_job_brings_what_is_known_of_its_text() -> None:
+    """Of hypotheses the one before, of finals that and what was said before; nothing of what is not heard again."""
+    speech = Speech().say(1.0, 0).say(1.2)
+    first = speech.jobs.pop()
+    assert first.draft == ""
+    speech.answer(first, written(first.waveform))
+    speech.say(0.8)
+    second = speech.jobs.pop()
+    told = written(first.waveform)
+    assert told is not None
+    assert second.draft == told.text
+    speech.answer(second, written(second.waveform))
+    speech.say(0.6, 0)
+    (final,) = speech.final_jobs
+    text = written(second.waveform)
+    assert text is not None
+    assert final.draft == text.text
+    speech.answer_all()
+    # The next utterance is heard in the context of this one.
+    speech.say(1.2)
+    (hypothesis,) = speech.jobs
+    assert hypothesis.draft == ""
+    speech.answer_all()
+    speech.say(0.6, 0)
+    last = speech.final_jobs[-1]
+    whole = written(last.waveform)
+    assert whole is not None
+    assert last.waveform.start_s == final.waveform.start_s
+    assert whole.text.startswith(last.draft)
+    assert len(last.draft.split()) > len(text.text.split())

@@ -169,6 +169,55 @@ def test_a_rows_limit_and_result_do_not_depend_on_its_batch() -> None:
         assert len(alone.token_ids) + alone.has_ended <= limit
 
 
+@pytest.mark.parametrize("end_token_id", [-1, TINY.end_token_id])
+def test_what_was_expected_changes_nothing(end_token_id: int) -> None:
+    """Rightly, in part, wrongly, beyond the end, beyond the limit, or nothing at all; alone and together.
+
+    Products of several rows round otherwise than those of one.
+    """
+    decoder = GreedyDecoder(random_weights(), TINY.model_copy(update={"end_token_id": end_token_id}))
+    rng = np.random.default_rng(1)
+    rows = [rng.normal(0, 0.3, n).astype(np.float32) for n in (9_000, 30_001, 9_000, 16_000, 20_000, 12_000)]
+    limits = [7, 12, 9, 12, 2, 1]
+    plain = decoder.decode(rows, limits)
+    written = [list(result.token_ids) for result in plain]
+    assert max(map(len, written)) > 4  # else there is nothing to expect
+    other = TINY.vocabulary_size - 1
+    drafts = [written[0], written[1][:4], [other, *written[2]], [*written[3], *[other] * 20], written[4], []]
+    together = decoder.decode(rows, limits, drafts=drafts)
+    alone = [
+        decoder.decode([row], [limit], drafts=[draft])[0]
+        for row, limit, draft in zip(rows, limits, drafts, strict=True)
+    ]
+    for expected, *others in zip(plain, together, alone, strict=True):
+        for result in others:
+            assert (result.token_ids, result.has_ended) == (expected.token_ids, expected.has_ended)
+            assert result.avg_logprob == pytest.approx(expected.avg_logprob, abs=1e-4)
+            assert result.trace is not None
+            assert expected.trace is not None
+            np.testing.assert_allclose(result.trace.logprobs, expected.trace.logprobs, atol=1e-4)
+            np.testing.assert_allclose(result.trace.attention, expected.trace.attention, atol=1e-4)
+
+
+def test_what_was_expected_rightly_takes_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step asks for the next token of one place in each row, looking at a draft for those of all its places."""
+    decoder = GreedyDecoder(random_weights(), TINY.model_copy(update={"end_token_id": -1}))
+    samples = tone(1.0).samples
+    (plain,) = decoder.decode([samples], [9])
+    n_places: list[int] = []
+    whole = shortlist.whole_head(decoder._weights)
+
+    def counting(states: tf.Tensor, bonus: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
+        tf.py_function(lambda n: n_places.append(int(n)), [tf.shape(states)[0]], [])
+        return whole(states, bonus)
+
+    monkeypatch.setattr(decoder, "_next_token", counting)
+    monkeypatch.setattr(decoder, "_weights", model.prepare(random_weights(), TINY))
+    (drafted,) = decoder.decode([samples], [9], drafts=[plain.token_ids[:6]])
+    assert drafted.token_ids == plain.token_ids
+    assert n_places == [7, 1, 1]
+
+
 def test_a_row_tells_how_sure_it_was_and_where_it_looked() -> None:
     """For each token; the same whatever else is in the batch."""
     rng = np.random.default_rng(1)
