@@ -352,6 +352,13 @@ class LiveParams(Params):
     """
     look_interval_s: float = Field(0.32, gt=0)
     """New audio for each look. Measured: 1.4 s instead of 1.5 s with 0.48 s, at looks of 4.8 s."""
+    early_score_share: float = Field(0.8, gt=0, le=1)
+    """Of the score at which a sound starts for good, what it is told of early for: its newest step knows nothing of
+    what follows, and scores less.
+
+    Measured with 60 ms for a look, of 20 sounds between sentences: 95 of 100 are told of within 1.17 s with 1.0, 1.03 s
+    with 0.85, 0.84 s with 0.8 and 0.7; of what is told early, 17 %, 24 %, 26 % and 29 % are withdrawn.
+    """
     max_news_s: float = Field(2.56, gt=0)
     """A sound that ended longer ago is not told of early."""
     sound_hangover_s: float = Field(0.64, ge=0)

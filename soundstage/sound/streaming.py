@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from soundstage.audio.chunks import Chunker
 from soundstage.audio.recent import Recent
 from soundstage.live.events import ListenJob, Sound, StreamOptions
-from soundstage.params import EventParams, LiveParams
+from soundstage.params import EventParams, LabelEventParams, LiveParams
 from soundstage.pipeline import ChunkAssembler, ReadingParams, without_faint
 from soundstage.sound.events import EventTracker
 from soundstage.types import SAMPLE_RATE, Chunk, FrameScores, SoundEvent, Waveform
@@ -169,7 +169,7 @@ class SoundStream:
         self._look = None
         if scores is None:
             return []
-        params = self._events or model_events or self._assembler.tracker.params
+        params = _eager(self._events or model_events or self._assembler.tracker.params, self._params.early_score_share)
         now_s = job.waveform.end_s
         heard = [
             replace(event, start_s=min(event.start_s, now_s), end_s=min(event.end_s, now_s))
@@ -230,6 +230,17 @@ class SoundStream:
         ]
         self._early = [early for early in self._early if early not in gone]
         return told + [_told(early.sound, "withdrawn", early.event) for early in gone]
+
+
+def _eager(params: EventParams, share: float) -> EventParams:
+    """The same with lower thresholds for what starts."""
+
+    def own(params: LabelEventParams) -> dict[str, float]:
+        on_score = share * params.on_score
+        return {"on_score": on_score, "off_score": min(params.off_score, on_score)}
+
+    by_label = {label: of_label.model_copy(update=own(of_label)) for label, of_label in params.by_label.items()}
+    return params.model_copy(update={**own(params), "by_label": by_label})
 
 
 def _is_same(one: SoundEvent, other: SoundEvent, max_gap_s: float) -> bool:

@@ -115,3 +115,11 @@ def test_a_sound_that_goes_on_over_chunks_stays_one() -> None:
     heard.finish()
     assert heard.states()[2:] == [(0, "confirmed", "dog")]
     assert heard.told[-1][1].end_s == pytest.approx(45, abs=0.4)
+
+
+def test_what_is_nearly_sure_is_told_of_early_and_taken_back_if_that_is_all() -> None:
+    told = [
+        Listening().hear(plan((0.0, 3), (share * EVENTS.on_score / 4, 2), (0.0, 4))).finish().states()
+        for share in (PARAMS.early_score_share + 0.1, PARAMS.early_score_share - 0.1)
+    ]
+    assert told == [[(0, "started", "dog"), (0, "ended", "dog"), (0, "withdrawn", "dog")], []]
