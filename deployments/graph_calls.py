@@ -79,17 +79,17 @@ async def call(
         raise to_service_error(e) from e
 
 
-async def call_all(handle: DeploymentHandle[Any], method: str, *, timeout_s: float) -> list[Any]:
+async def call_all(handle: DeploymentHandle[Any], method: str, *args: object, timeout_s: float) -> list[Any]:
     """Call a method of every replica of another deployment; those that fail are left out.
 
     Raises:
         ServiceError: There is none that answers.
     """
     try:
-        answers = await handle.broadcast(method).results_async(timeout_s=timeout_s, return_exceptions=True)
+        answers = await handle.broadcast(method, *args).results_async(timeout_s=timeout_s, return_exceptions=True)
     except TimeoutError:
         # One that hangs must not hide the others.
-        return [await call(handle, method, timeout_s=timeout_s)]
+        return [await call(handle, method, *args, timeout_s=timeout_s)]
     except Exception as e:
         raise to_service_error(e) from e
     good = [answer for answer in answers if not isinstance(answer, Exception)]

@@ -22,7 +22,8 @@ from deployments import logs
 from deployments.answers import LiveAnswer, Scores, ServedModel, Transcripts
 from deployments.api.routes import create_app
 from deployments.auth import ApiKeys, is_loopback
-from deployments.graph_calls import call, stream
+from deployments.graph_calls import call, call_all, stream
+from deployments.live import Streams
 from deployments.metrics import LiveMetrics, RequestMetrics
 from deployments.settings import AppArgs, IngressConfig, changed
 from soundstage.live.events import Job, TranscribeJob
@@ -64,7 +65,7 @@ class GraphEngine:
         """Have a model do a job of a live stream."""
         if isinstance(job, TranscribeJob):
             written: Transcripts | None = await self._ask(
-                self._voice, "transcribe_live", job.waveform, job.hints, job.is_final
+                self._voice, "transcribe_live", job.waveform, job.hints, job.draft, job.is_final
             )
             return _DROPPED if written is None else LiveAnswer(written.segments[0], written.model)
         heard: Scores | None = await self._ask(self._sounds, "listen_live", job.waveform, job.is_final)
@@ -105,10 +106,22 @@ class Ingress:
         self._engine = GraphEngine(preprocessor, voice, sounds, args)
         self._keys = _read_keys(args)
         self._config: IngressConfig | None = None
+        self._streams: Streams | None = None
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take over new thresholds; requests that are under way keep the old ones."""
         self._config = changed(self._config, IngressConfig, user_config)
+
+    async def address_of(self, stream_id: str) -> str | None:
+        """Host and port of this replica, if it has a live stream of this id."""
+        return self._streams.address_of(stream_id) if self._streams is not None else None
+
+    async def _elsewhere(self, stream_id: str) -> str | None:
+        """Where a live stream is that this replica does not have."""
+        own = serve.get_replica_context()
+        replicas: DeploymentHandle[Any] = serve.get_deployment_handle(own.deployment, own.app_name)
+        answers = await call_all(replicas, "address_of", stream_id, timeout_s=self._args.deadlines.probe_s)
+        return next((address for address in answers if address is not None), None)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = create_app(
@@ -119,7 +132,9 @@ class Ingress:
             meter=RequestMetrics(),
             live_meter=LiveMetrics(),
             is_draining=Draining(),
+            elsewhere=self._elsewhere,
         )
+        self._streams = app.state.streams
         app.add_middleware(HeldBack)
         return app
 

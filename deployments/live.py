@@ -351,10 +351,10 @@ class LiveStream:
         """Tell something else."""
         self._push(message)
 
-    async def messages(self) -> AsyncIterator[str]:
-        """What is to be sent, until all was told."""
-        while True:
-            while (text := self._outbox.next()) is not None:
+    async def messages(self, listener: Listener) -> AsyncIterator[str]:
+        """What is to be sent, until all was told, or another connection listens, which gets the rest."""
+        while self._listener is listener:
+            while self._listener is listener and (text := self._outbox.next()) is not None:
                 if not self._outbox.is_half_full:
                     self.is_over("slow_reader")
                 yield text
@@ -641,6 +641,7 @@ class Streams:
         self._ended = ended
         self._threads = ThreadPoolExecutor(args.live.n_threads, thread_name_prefix="live")
         self._streams: dict[str, LiveStream] = {}
+        self._servers: dict[str, tuple[str, int] | None] = {}
         if meter is not None:
             meter.streams(0)
 
@@ -649,8 +650,12 @@ class Streams:
         """Streams that have not ended."""
         return sum(not stream.is_ended for stream in self._streams.values())
 
-    def open(self, start: StartMessage) -> LiveStream:
+    def open(self, start: StartMessage, server: tuple[str, int] | None = None) -> LiveStream:
         """A new stream.
+
+        Args:
+            start: What it is to be.
+            server: Host and port at which this replica was reached.
 
         Raises:
             ServiceError: There are too many, or it asks for what there is not.
@@ -682,8 +687,17 @@ class Streams:
             on_end=self._on_end,
         )
         self._streams[stream.id] = stream
+        self._servers[stream.id] = server
         self._count()
         return stream
+
+    def address_of(self, stream_id: str) -> str | None:
+        """Host and port at which other replicas reach a stream of this one; None where it has none of this id."""
+        server = self._servers.get(stream_id)
+        if server is None:
+            return None
+        host, port = server
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def find(self, stream_id: str) -> LiveStream:
         """A stream that is kept.
@@ -705,7 +719,11 @@ class Streams:
         if self._ended is not None:
             self._ended(code, seconds)
         # Its last messages can be asked for again as long as those of others.
-        loop.call_later(self._args.live.resume_s, self._streams.pop, stream.id, None)
+        loop.call_later(self._args.live.resume_s, self._forget, stream.id)
+
+    def _forget(self, stream_id: str) -> None:
+        self._streams.pop(stream_id, None)
+        self._servers.pop(stream_id, None)
 
     def _count(self) -> None:
         if self._meter is not None:

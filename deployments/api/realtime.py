@@ -27,7 +27,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from deployments.api.openai import MODEL_ALIASES
 from deployments.api.stream_messages import StartMessage, told
 from deployments.auth import ApiKeys
-from deployments.live import LiveStream, Streams
+from deployments.live import Listener, LiveStream, Streams
 from soundstage.errors import InternalError, InvalidRequest, NotFound, ServiceError
 from soundstage.pipeline import LANGUAGES, SPEECH_MODEL, Task
 from soundstage.speech.hints import hints_of_prompt
@@ -258,7 +258,7 @@ class RealtimeSession:
     async def _tell_utterances(self, stream: LiveStream) -> None:
         """Each utterance is an item."""
         items: dict[int, _Item] = {}
-        async for event in _events(stream):
+        async for event in _events(stream, self):
             if event["type"] not in {"partial", "final"}:
                 continue
             utterance = event["utterance"]
@@ -286,7 +286,7 @@ class RealtimeSession:
         """The whole stream is an item."""
         item, duration_s = _Item(), 0.0
         texts: list[str] = []
-        async for event in _events(stream):
+        async for event in _events(stream, self):
             if event["type"] == "partial":
                 await self._send_delta(item, " ".join(filter(None, (*texts, event["committed"]))))
             elif event["type"] == "final":
@@ -381,8 +381,8 @@ class _Item:
         }
 
 
-async def _events(stream: LiveStream) -> AsyncIterator[JsonObject]:
-    async for text in stream.messages():
+async def _events(stream: LiveStream, listener: Listener) -> AsyncIterator[JsonObject]:
+    async for text in stream.messages(listener):
         yield json.loads(text)
 
 

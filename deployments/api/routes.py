@@ -43,7 +43,7 @@ from deployments.api.schemas import (
     StatusBody,
     SummaryBody,
 )
-from deployments.api.stream import IsDraining, add_stream
+from deployments.api.stream import Elsewhere, IsDraining, add_stream
 from deployments.auth import ApiKeys
 from deployments.live import LiveMeter, Streams
 from deployments.settings import AppArgs, IngressConfig
@@ -94,6 +94,7 @@ def create_app(
     meter: RequestMeter | None = None,
     live_meter: LiveMeter | None = None,
     is_draining: IsDraining | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> FastAPI:
     """The application.
 
@@ -105,6 +106,10 @@ def create_app(
         meter: Counts requests and streams; None counts nothing.
         live_meter: Counts what is told of streams; None counts nothing.
         is_draining: Whether the replica goes away; None where it never does.
+        elsewhere: Where other replicas have streams; None where there are none.
+
+    Returns:
+        It; `state.streams` are its live streams.
     """
     app = FastAPI(
         title="Soundstage",
@@ -126,7 +131,8 @@ def create_app(
     _add_analyze(app, engine, args, config)
     _add_transcriptions(app, engine, args, config)
     streams = Streams(engine, args, config, meter=live_meter, ended=partial(_stream_ended, meter))
-    add_stream(app, engine, args, keys, streams, is_draining=is_draining)
+    app.state.streams = streams
+    add_stream(app, engine, args, keys, streams, is_draining=is_draining, elsewhere=elsewhere)
     add_realtime(app, keys, streams)
     return app
 

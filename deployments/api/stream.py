@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from deployments.api.engine import Engine
+from deployments.api.relay import relay
 from deployments.api.stream_messages import (
     ResumeMessage,
     StartMessage,
@@ -24,7 +25,7 @@ from deployments.api.stream_messages import (
 from deployments.auth import ApiKeys
 from deployments.live import LiveStream, Streams
 from deployments.settings import AppArgs, LiveSettings
-from soundstage.errors import DeadlineExceeded, InternalError, InvalidRequest, ServiceError
+from soundstage.errors import DeadlineExceeded, InternalError, InvalidRequest, NotFound, ServiceError
 
 SERVICE_RESTART = 1012
 """Close code of a stream that ended since its replica goes away. Source: the IANA registry of close codes."""
@@ -34,6 +35,8 @@ DRAIN_POLL_S = 2.0
 
 IsDraining = Callable[[tuple[str, int]], Awaitable[bool]]
 """Whether the server at an address, which is this one, goes away."""
+Elsewhere = Callable[[str], Awaitable[str | None]]
+"""Host and port of the replica that has a stream; None where none has it."""
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ def add_stream(
     streams: Streams,
     *,
     is_draining: IsDraining | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> None:
     """Add the route.
 
@@ -56,13 +60,20 @@ def add_stream(
         keys: Who may call.
         streams: Of this replica.
         is_draining: None where a replica never goes away.
+        elsewhere: Finds streams of other replicas; None where there are none.
     """
 
     @app.websocket("/v1/stream")
     async def stream(websocket: WebSocket) -> None:
         """What is said and heard, while it is."""
         connection = Connection(
-            websocket, engine=engine, settings=args.live, keys=keys, streams=streams, is_draining=is_draining
+            websocket,
+            engine=engine,
+            settings=args.live,
+            keys=keys,
+            streams=streams,
+            is_draining=is_draining,
+            elsewhere=elsewhere,
         )
         await connection.serve()
 
@@ -77,6 +88,7 @@ class Connection:
         keys: Who may call.
         streams: Of this replica.
         is_draining: See add_stream.
+        elsewhere: See add_stream.
     """
 
     def __init__(
@@ -88,6 +100,7 @@ class Connection:
         keys: ApiKeys,
         streams: Streams,
         is_draining: IsDraining | None,
+        elsewhere: Elsewhere | None,
     ) -> None:
         self._websocket = websocket
         self._engine = engine
@@ -95,6 +108,7 @@ class Connection:
         self._keys = keys
         self._streams = streams
         self._is_draining = is_draining
+        self._elsewhere = elsewhere
         self._away: asyncio.Future[ServiceError] = asyncio.get_running_loop().create_future()
 
     def send_away(self, error: ServiceError) -> None:
@@ -116,13 +130,15 @@ class Connection:
             _log.exception("a stream could not begin")
             await self._close(InternalError("unexpected"))
             return
+        if stream is None:
+            return
         try:
             await self._follow(stream)
         finally:
             stream.detach(self)
 
-    async def _begun(self) -> LiveStream:
-        """The stream that the first message asks for; it is attached.
+    async def _begun(self) -> LiveStream | None:
+        """The stream that the first message asks for, attached; None where another replica had it, and it is over.
 
         Raises:
             ServiceError: The message is none, or the answer to it.
@@ -134,12 +150,19 @@ class Connection:
             authorization = f"Bearer {first.token}"
         self._keys.check(authorization)
         if isinstance(first, ResumeMessage):
-            stream = self._streams.find(first.stream_id)
+            try:
+                stream = self._streams.find(first.stream_id)
+            except NotFound:
+                address = None if self._elsewhere is None else await self._elsewhere(first.stream_id)
+                if address is None:
+                    raise
+                await relay(self._websocket, address, first.model_dump_json())
+                return None
             stream.attach(self, first.last_seq)
             await self._send(stream.ready(await self._models()).model_dump_json())
             return stream
         models = await self._models()
-        stream = self._streams.open(first)
+        stream = self._streams.open(first, self._websocket.scope.get("server"))
         stream.tell(stream.ready(models))
         stream.attach(self)
         return stream
@@ -171,10 +194,10 @@ class Connection:
         try:
             first: set[asyncio.Future[Any]] = {reader, sender, self._away}
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-            if sender.done() and sender.exception() is None:
-                await self._close(stream.error, code=stream.close_code)
-            elif self._away.done():
+            if self._away.done():
                 await self._close(self._away.result())
+            elif sender.done() and sender.exception() is None:
+                await self._close(stream.error, code=stream.close_code)
             elif reader.done() and isinstance(error := reader.exception(), ServiceError):
                 stream.abandon(error)
                 await self._close(error)
@@ -229,7 +252,7 @@ class Connection:
             stream.end()
 
     async def _send_all(self, stream: LiveStream) -> None:
-        async for text in stream.messages():
+        async for text in stream.messages(self):
             await self._send(text)
 
     async def _send(self, text: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,9 @@ async def connected(service: Service, first: Event, *, key: str | None = KEY) ->
 START: Event = {"type": "start", "encoding": "pcm_s16le", "sample_rate": RATE, "n_channels": 2}
 
 
-async def send(connection: ClientConnection, pcm: NDArray[np.int16], *, speed: float | None = None) -> None:
+async def send(
+    connection: ClientConnection, pcm: NDArray[np.int16], *, speed: float | None = None, ends: bool = True
+) -> None:
     """All of it, at some multiple of real time or as fast as it is taken, then the end."""
     data, n_bytes = pcm.tobytes(), int(PIECE_S * RATE) * 4
     start_s = time.monotonic()
@@ -69,7 +72,8 @@ async def send(connection: ClientConnection, pcm: NDArray[np.int16], *, speed: f
         if speed is not None:
             await asyncio.sleep(start_s + i * PIECE_S / speed - time.monotonic())
         await connection.send(data[first : first + n_bytes])
-    await connection.send('{"type": "end"}')
+    if ends:
+        await connection.send('{"type": "end"}')
 
 
 async def received(connection: ClientConnection) -> list[Event]:
@@ -176,6 +180,47 @@ async def test_a_broken_connection_loses_and_doubles_nothing(
         sender = asyncio.create_task(send(connection, rest, speed=8.0))
         events = events[:-2] + await received(connection)
         await sender
+    assert_as_expected(events, expected)
+
+
+@pytest.fixture
+def two_ingresses(service: Service) -> Iterator[None]:
+    document = copy.deepcopy(service.document)
+    (ingress,) = (d for d in document["applications"][0]["deployments"] if d["name"] == "Ingress")
+    ingress["autoscaling_config"] |= {"min_replicas": 2}
+    service.cluster.deploy_document(document)
+    try:
+        yield
+    finally:
+        service.cluster.deploy_document(service.document)
+
+
+@pytest.mark.usefixtures("two_ingresses")
+async def test_a_stream_is_resumed_at_whichever_replica_the_connection_comes_to(
+    service: Service, pcm: NDArray[np.int16], expected: list[LiveEvent]
+) -> None:
+    """The proxy sends each new connection to the replica with the fewest, which is not where the stream is."""
+    events: list[Event] = []
+    data, n_connections = pcm.tobytes(), 0
+    async with AsyncExitStack() as half_open:
+        first = START
+        while not events or events[-1]["type"] != "done":
+            # The ones before stay open: their client has gone without a word.
+            connection = await half_open.enter_async_context(connected(service, first))
+            n_connections += 1
+            ready = json.loads(await asyncio.wait_for(connection.recv(), 60))
+            assert ready["type"] == "ready", ready
+            if n_connections == 1:
+                events.append(ready)
+            rest = np.frombuffer(data[ready["received_bytes"] :], "<i2")
+            n_now = len(rest) if n_connections == 6 else 6 * RATE * 2
+            sender = asyncio.create_task(send(connection, rest[:n_now], ends=n_now >= len(rest)))
+            n_known = len(events)
+            while events[-1]["type"] != "done" and (len(events) < n_known + 5 or n_now >= len(rest)):
+                events.append(json.loads(await asyncio.wait_for(connection.recv(), 60)))
+            await sender
+            first = {"type": "resume", "stream_id": ready["stream_id"], "last_seq": events[-1]["seq"]}
+    assert n_connections > 3
     assert_as_expected(events, expected)
 
 

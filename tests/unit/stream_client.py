@@ -48,7 +48,7 @@ class KnownModels:
 
     params = SimpleNamespace(events=EventParams())
 
-    def transcribe(self, waveforms: Sequence[Waveform], _: object) -> list[Segment | None]:
+    def transcribe(self, waveforms: Sequence[Waveform], *_: object) -> list[Segment | None]:
         return [self._written(waveform) for waveform in waveforms]
 
     @staticmethod
@@ -117,7 +117,7 @@ class KnownEngine:
             if self.errors:
                 raise self.errors.pop(0)
         if isinstance(job, TranscribeJob):
-            return LiveAnswer(self._models.transcribe([job.waveform], None)[0], ("pen", "2"))
+            return LiveAnswer(self._models.transcribe([job.waveform])[0], ("pen", "2"))
         return LiveAnswer(self._models.listen([job.waveform])[0], ("ears", "1"), EventParams())
 
 
