@@ -82,6 +82,8 @@ class ServerMessage(Body):
     `seq` counts the messages of a stream: 1, 2, 3 and so on, over all of its connections.
     """
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     seq: int | None = None
 
 
