@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -108,6 +109,8 @@ class Canvas:
             raise FlowError(f"{url} is not the address of NiFi's API; it ends in /nifi-api")
         if login.ca_file is not None:
             nipyapi.config.nifi_config.ssl_ca_cert = str(login.ca_file.absolute())
+        # nipyapi would have each of a dozen tries told twice; the error says it once.
+        logging.getLogger("urllib3").setLevel(logging.ERROR)
         with _told(f"no NiFi answers at {self.url}"):
             nipyapi.utils.set_endpoint(
                 self.url,
@@ -502,10 +505,11 @@ def _queues(status: Any) -> Iterator[tuple[str, int, int]]:
 
 
 def _told_group(status: Any) -> dict[str, Any]:
+    queues = list(_queues(status))
     return {
         "name": status.name,
-        "queued": status.flow_files_queued,
-        "bytes": status.bytes_queued,
+        "queued": sum(n_files for _, n_files, _ in queues),
+        "bytes": sum(n_bytes for *_, n_bytes in queues),
         "threads": status.active_thread_count,
         "in": status.flow_files_in,
         "out": status.flow_files_out,

@@ -622,7 +622,8 @@ def _analyse(top: Group, tuning: Tuning) -> dict[str, Part]:
         properties={
             "HTTP Method": "POST",
             "HTTP URL": "#{service_url}/v1/analyze?${query}",
-            "Request Content-Type": "${mime.type}",
+            "Request Content-Type": "${mime.type:matches('(audio|video)/.*')"
+            ":ifElse(${mime.type},'application/octet-stream')}",
             "Connection Timeout": "10 secs",
             "Socket Read Timeout": "#{read_timeout}",
             "Socket Write Timeout": "#{read_timeout}",

@@ -37,6 +37,10 @@ STOP_TIMEOUT_S = 30.0
 ASSEMBLE_TIMEOUT_S = 1800
 
 
+_children: dict[int, subprocess.Popen[bytes]] = {}
+"""NiFis that this process began, to be told when they have ended."""
+
+
 class NiFiUnavailable(RuntimeError):
     """NiFi cannot be put together or started here; the message says why."""
 
@@ -204,6 +208,7 @@ class LocalNiFi:
             process = subprocess.Popen(  # noqa: S603 - NiFi outlives this process
                 command, cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
             )
+        _children[process.pid] = process
         (self.folder / "nifi.pid").write_text(str(process.pid), encoding="ascii")
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self.answers():
@@ -236,9 +241,12 @@ class LocalNiFi:
         while (pid := self.pid) is not None:
             with suppress(ProcessLookupError):
                 os.kill(pid, sign if time.monotonic() < deadline else signal.SIGKILL)
-            with suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)  # where it was this process that began it
+            if (child := _children.get(pid)) is not None:
+                child.poll()
             time.sleep(0.1)
+        for child in list(_children.values()):
+            if child.poll() is not None:
+                del _children[child.pid]
         (self.folder / "nifi.pid").unlink(missing_ok=True)
 
     def _lay_out(self, lib: Path) -> None:

@@ -25,7 +25,15 @@ from nifi.canvas import Canvas
 from nifi.local import LocalNiFi, NiFiUnavailable, assemble, free_port
 
 KEY = "a key for the flow"
+TIMEOUT_S = 1800
 SUFFIXES = (".json", ".srt", ".sdh.srt", ".csv")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test of all waits for NiFi and the service to start."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.timeout(TIMEOUT_S))
 
 
 class Front:

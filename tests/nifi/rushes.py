@@ -19,7 +19,7 @@ FORMATS = (
     ("wav", "wav", "pcm_s16le", 16_000),
     ("flac", "flac", "flac", 16_000),
     ("mp3", "mp3", "libmp3lame", 16_000),
-    ("ogg", "ogg", "flac", 16_000),
+    ("ogg", "ogg", "libopus", 48_000),
     ("opus", "ogg", "libopus", 48_000),
     ("m4a", "ipod", "aac", 16_000),
     ("mp4", "mp4", "aac", 16_000),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import wave
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -21,9 +23,11 @@ from nifi import flow, picture
 from nifi.differences import differences
 from nifi.flow import PARAMETERS, Tuning
 from nifi.parts import OLDEST_FIRST, PRIORITY
+from soundstage.audio.decode import decode
 from soundstage.client import MEDIA_TYPES
 from soundstage.errors import ERRORS
 from soundstage.params import Limits
+from soundstage.types import EncodedAudio
 from tests.unit.served_app import KnownEngine
 
 Model = dict[str, Any]
@@ -222,6 +226,22 @@ def test_what_is_asked_for_by_default_is_accepted() -> None:
     assert query.response_format == "ndjson"
     assert set(query.documents.split(",")) <= set(DOCUMENT_FORMATS)
     assert int(defaults["max_bytes"]) == Limits().max_upload_bytes
+
+
+@pytest.mark.parametrize("found", ["audio/vnd.wave", "video/quicktime", "application/x-matroska", "application/mxf"])
+def test_types_that_nifi_tells_are_sent_as_the_service_takes_them(found: str) -> None:
+    match = re.fullmatch(
+        r"\$\{mime\.type:matches\('(.*)'\):ifElse\(\$\{mime\.type\},'(.*)'\)\}",
+        processor(flow.ASK)["properties"]["Request Content-Type"],
+    )
+    assert match is not None
+    sent = found if re.fullmatch(match[1], found) else match[2]
+    file = io.BytesIO()
+    with wave.open(file, "wb") as sound:
+        sound.setparams((1, 2, 16_000, 0, "NONE", ""))
+        sound.writeframes(bytes(32_000))
+    audio = EncodedAudio(data=file.getvalue(), media_type=sent)
+    assert sum(len(block.samples) for block in decode(audio, Limits())) == 16_000
 
 
 def test_errors_are_told_apart_by_the_services_own_codes() -> None:
