@@ -715,8 +715,13 @@ def _analyse(top: Group, tuning: Tuning) -> dict[str, Part]:
         "Is it the file?",
         "RouteOnAttribute",
         at=at(1, 2),
-        comments="A refused key and too many requests are no fault of the file: it waits.",
-        properties={"not the file": "${invokehttp.status.code:in('401','403','408','425','429')}"},
+        comments="A refused key, too many requests and a proxy without the service behind it are no fault of the file:"
+        " it waits.",
+        properties={
+            "not the file": "${invokehttp.status.code:in('401','403','408','425','429')"
+            ":or(${invokehttp.status.code:equals('404')"
+            ":and(${invokehttp.response.body:contains('request_id'):not()})})}"
+        },
     )
     wait = group.processor(
         "Wait a while",

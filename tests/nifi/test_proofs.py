@@ -29,6 +29,7 @@ import jiwer
 import nipyapi
 import numpy as np
 import pytest
+import srt
 
 from nifi.canvas import Canvas, FlowError
 from nifi.flow import Tuning, build
@@ -45,7 +46,7 @@ N_FLOOD = int(os.environ.get("SOUNDSTAGE_NIFI_FLOOD", "2000"))
 HOUR_S = float(os.environ.get("SOUNDSTAGE_NIFI_HOUR_S", "3600"))
 BUSY_S = float(os.environ.get("SOUNDSTAGE_NIFI_BUSY_S", "60"))
 READ_TIMEOUT_S = 30
-PATIENCE_S = 1500.0
+PATIENCE_S = float(os.environ.get("SOUNDSTAGE_NIFI_PATIENCE_S", "1500"))
 WAV = ("wav", "wav", "pcm_s16le", 16_000)
 
 
@@ -72,17 +73,17 @@ def check_captions(rushes: list[Rush], proof: Proof) -> float:
     for rush in rushes:
         stem = proof.delivery / rush.source.rpartition(".")[0]
         analysis = json.loads(Path(f"{stem}.json").read_text(encoding="utf-8"))
-        srt = Path(f"{stem}.srt").read_text(encoding="utf-8")
+        captions = Path(f"{stem}.srt").read_text(encoding="utf-8")
         assert analysis["duration_s"] == pytest.approx(len(rush.samples) / SAMPLE_RATE, abs=0.2)
-        assert set(analysis["models"]) == {"moonshine-tiny-en", "soundstage-sounds"}
-        assert Path(f"{stem}.csv").read_text(encoding="utf-8").startswith("type,")
-        if "[tc10-00-00-00]" in rush.source:
-            assert "10:00:0" in Path(f"{stem}.csv").read_text(encoding="utf-8")
+        # Where nobody speaks, none listens to words.
+        assert {"soundstage-sounds"} <= set(analysis["models"]) <= {"moonshine-tiny-en", "soundstage-sounds"}
+        header, *rows = Path(f"{stem}.csv").read_text(encoding="utf-8").splitlines()
+        assert header.startswith("type,")
+        if "[tc10-00-00-00]" in rush.source and rows:
+            assert "10:00:0" in rows[0]
         if rush.transcript is None:
             continue
-        assert words(analysis["text"]) == words(
-            "".join(line for line in srt.splitlines(keepends=True) if not line[0].isdigit())
-        )
+        assert words(analysis["text"]) == words(" ".join(caption.content for caption in srt.parse(captions)))
         references.append(words(rush.transcript))
         heard.append(words(analysis["text"]))
         assert jiwer.wer(references[-1], heard[-1]) < 0.6, rush.source
@@ -102,7 +103,7 @@ def test_every_file_is_captioned_once(proof: Proof, recordings: Recordings) -> N
     assert proof.delivered("calm") == set().union(*expected.values())
     (day, *others), told = proof.report()
     events = Counter(event["source"] for event in told if event["event"] == "delivered")
-    assert events == Counter(expected)
+    assert events == Counter(list(expected))
     hours = sum(len(rush.samples) for rush in rushes) / SAMPLE_RATE / 3600
     assert not others or len(others) == 1  # midnight
     assert sum(each["delivered"] for each in [day, *others]) == len(rushes)
@@ -372,7 +373,7 @@ def test_nothing_is_lost_or_doubled_whatever_restarts(proof: Proof, recordings: 
         doubled=sum(count > 1 for count in events.values()), requests=proof.front.n_requests - n_before,
         answers_503_in_a_minute=n_refused, wall_s=round(wall_s), word_errors=f"{wer:.2%}", progress=told,
     )  # fmt: skip
-    assert events == Counter(expected)
+    assert events == Counter(list(expected))
     assert n_refused < 60 * 8
 
 
@@ -424,6 +425,7 @@ def test_deploying_again_and_upgrading_lose_nothing(proof: Proof, recordings: Re
     expected = drop(rushes, proof)
     wait_for(lambda: proof.n_whole(expected) >= 2, PATIENCE_S, "the first files")
     n_waiting = proof.canvas.status().n_queued
+    assert n_waiting > 0
     done = proof.canvas.deploy(proof.values())
     assert {each.action for each in done.changed} == {"add", "remove"}
     assert proof.canvas.differences() == []
@@ -434,7 +436,7 @@ def test_deploying_again_and_upgrading_lose_nothing(proof: Proof, recordings: Re
     assert {each.action for each in done.changed} == {"change"}
     wait_for(lambda: proof.n_whole(expected) == len(rushes), PATIENCE_S, "every file after the upgrade")
     events = Counter(event["source"] for event in proof.events() if event["source"].startswith("upgrade/"))
-    assert events == Counter(expected)
+    assert events == Counter(list(expected))
     proof.canvas.deploy({}, tuning=Tuning())
     measured("upgrade", files=len(rushes), waiting_at_the_upgrade=n_waiting, delivered_once=len(events))
 
