@@ -17,7 +17,7 @@ EXPR = f"min by (model, version) ({TOP1}) < 0.6"
 
 
 def test_the_canary_is_content_with_the_model_that_ships(observed: Observed) -> None:
-    poll(lambda: observed.value("sum(increase(soundstage_canary_requests_total[1m])) > 8"), 90, "the canary is silent")
+    poll(lambda: observed.value("sum(increase(soundstage_canary_requests_total[1m])) > 8"), 240, "the canary is silent")
     assert observed.value(TOP1) == 1
     assert (observed.value("soundstage_canary_word_error_ratio") or 0) <= 0.1
     assert observed.value(EXPR) is None
@@ -29,10 +29,10 @@ def test_a_damaged_model_is_noticed_and_somebody_is_told(observed: Observed) -> 
     good = registry.find(SOUND_MODEL, STABLE, observed.models).card.version
     registry.set_aliases(SOUND_MODEL, {STABLE: DAMAGED}, home)
     try:
-        poll(lambda: observed.value(f'{TOP1}{{version="{DAMAGED}"}}') is not None, 60, "the new version does not serve")
-        poll(lambda: observed.value(EXPR) is not None, 60, "the expression of the alert does not hold")
-        poll(lambda: alerts(observed, "CanaryAccuracyFell"), 60, "Alertmanager was not told")
-        poll(lambda: posted(observed, "CanaryAccuracyFell"), 30, "nobody was told")
+        poll(lambda: observed.value(f'{TOP1}{{version="{DAMAGED}"}}') is not None, 240, "the new version does not serve")
+        poll(lambda: observed.value(EXPR) is not None, 120, "the expression of the alert does not hold")
+        poll(lambda: alerts(observed, "CanaryAccuracyFell"), 120, "Alertmanager was not told")
+        poll(lambda: posted(observed, "CanaryAccuracyFell"), 60, "nobody was told")
     finally:
         registry.set_aliases(SOUND_MODEL, {STABLE: good}, home)
     (alert,) = alerts(observed, "CanaryAccuracyFell")
@@ -41,8 +41,8 @@ def test_a_damaged_model_is_noticed_and_somebody_is_told(observed: Observed) -> 
     assert alert["annotations"]["runbook_url"] == "docs/operations.md#canaryaccuracyfell"
     # Nothing but the canary could have told: every request was answered.
     assert observed.value('sum(increase(ray_soundstage_requests_total{code="internal_error"}[5m])) or vector(0)') == 0
-    poll(lambda: observed.value(f'{TOP1}{{version="{good}"}}') == 1, 90, "the good version did not come back")
-    poll(lambda: observed.value(EXPR) is None, 30, "the alert stays")
+    poll(lambda: observed.value(f'{TOP1}{{version="{good}"}}') == 1, 240, "the good version did not come back")
+    poll(lambda: observed.value(EXPR) is None, 120, "the alert stays")
 
 
 def alerts(observed: Observed, name: str) -> list[dict[str, dict[str, str]]]:
@@ -65,4 +65,4 @@ def posted(observed: Observed, name: str) -> bool:
 @pytest.mark.usefixtures("busy")
 def test_which_version_serves_is_a_metric(observed: Observed) -> None:
     serving = 'sum by (stage) (ray_soundstage_model_served{stage="SoundClassifier"})'
-    poll(lambda: observed.value(serving) == 1, 60, "not one version serves")
+    poll(lambda: observed.value(serving) == 1, 240, "not one version serves")

@@ -54,7 +54,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         process = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log)
     client = httpx.Client(base_url=f"http://127.0.0.1:{http}", timeout=30)
     try:
-        poll(lambda: process.poll() is None and is_up(client), 90, lambda: (home / "log").read_text()[-2000:])
+        poll(lambda: process.poll() is None and is_up(client), 180, lambda: (home / "log").read_text()[-2000:])
         yield client
     finally:
         client.close()
@@ -81,7 +81,7 @@ def indexed(engine: httpx.Client, observed: Observed, busy: None) -> list[dict[s
     put(engine, "/_component_template/soundstage-mappings", "mappings.json")
     # OpenSearch has no lifecycle of this name; everything else is as it is shipped.
     put(engine, "/_index_template/soundstage", "index_template.json", composed_of=["soundstage-mappings"])
-    poll(lambda: lines_of("replica_*Preprocessor*", observed), 60, "nothing was analysed")
+    poll(lambda: lines_of("replica_*Preprocessor*", observed), 180, "nothing was analysed")
     refuse_a_model(observed)
     canary = [json.loads(line) for line in canary_log(observed)]
     replicas = [
@@ -112,7 +112,7 @@ def refuse_a_model(observed: Observed) -> None:
     try:
         poll(
             lambda: any("cannot be served" in line for line, _ in lines_of("replica_*SoundClassifier*", observed)),
-            60,
+            180,
             "the missing version was not refused",
         )
     finally:

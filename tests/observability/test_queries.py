@@ -40,7 +40,7 @@ def instances(observed: Observed, busy: None) -> list[str]:
         n = observed.value("min(count_over_time(ray_soundstage_words_total[2m]))")
         return (n or 0) > 60 / SCRAPE_S and observed.value("ray_soundstage_shadow_compared_total") is not None
 
-    poll(is_enough, 150, lambda: f"Prometheus sees no load: {observed.prometheus('label/__name__/values')}")
+    poll(is_enough, 300, lambda: f"Prometheus sees no load: {observed.prometheus('label/__name__/values')}")
     found: list[str] = observed.prometheus("label/instance/values", **{"match[]": "ray_soundstage_model_served"})
     assert found == [f"127.0.0.1:{observed.cluster.ports.ray_metrics}"]
     return found
