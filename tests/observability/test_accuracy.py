@@ -29,7 +29,9 @@ def test_a_damaged_model_is_noticed_and_somebody_is_told(observed: Observed) -> 
     good = registry.find(SOUND_MODEL, STABLE, observed.models).card.version
     registry.set_aliases(SOUND_MODEL, {STABLE: DAMAGED}, home)
     try:
-        poll(lambda: observed.value(f'{TOP1}{{version="{DAMAGED}"}}') is not None, 240, "the new version does not serve")
+        poll(
+            lambda: observed.value(f'{TOP1}{{version="{DAMAGED}"}}') is not None, 240, "the new version does not serve"
+        )
         poll(lambda: observed.value(EXPR) is not None, 120, "the expression of the alert does not hold")
         poll(lambda: alerts(observed, "CanaryAccuracyFell"), 120, "Alertmanager was not told")
         poll(lambda: posted(observed, "CanaryAccuracyFell"), 60, "nobody was told")
