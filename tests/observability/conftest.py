@@ -37,7 +37,7 @@ from tests.observability.tools import how_to_get, missing
 DAMAGED = "1000.0.0"
 """A version of the sound model that loads, runs, and calls every sound by another's name."""
 CANDIDATE = "candidate"
-SCRAPE_S = 2
+SCRAPE_S = 3
 START_AND_TEST_S = 900
 TOOLS = ("promtool", "amtool", "prometheus", "prometheus-alertmanager")
 
@@ -165,7 +165,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
             prometheus_port=ports[0],
             alertmanager_port=ports[1],
             canary_port=ports[2],
-            canary_every_s=1.0,
+            canary_every_s=2.0,
             scrape_interval_s=SCRAPE_S,
         )
         running = {}
@@ -242,8 +242,8 @@ def busy(observed: Observed, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             answer = observed.client.post("/v1/analyze", content=body, headers=headers)
             assert answer.status_code == status, answer.text
             number += 1
-            # Leave the replicas a moment: candidates run only while nobody asks.
-            done.wait(0.5)
+            # Leave two cores a moment, and the replicas: candidates run only while nobody asks.
+            done.wait(5.0)
 
     with ThreadPoolExecutor(3) as pool:
         clients = [pool.submit(keep_asking, first) for first in range(2)]
