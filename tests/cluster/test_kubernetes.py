@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import copy
 import json
+import secrets
+import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +60,35 @@ def test_everything_is_accepted_under_strict_validation_and_the_restricted_polic
     assert "unknown field" not in warnings, warnings
 
 
-@pytest.mark.parametrize("name", ["edge-nginx", "logging", "nifi", "tensorflow-serving"])
-def test_components_may_be_added(cluster: ControlPlane, name: str, tmp_path: Path) -> None:
-    folder = KUBERNETES / "overlays" / "proof"
+@contextmanager
+def overlay(**kustomization: list[str]) -> Iterator[Path]:
+    """Of a user's own, beside those that are there."""
+    folder = KUBERNETES / "overlays" / f"proof-{secrets.token_hex(4)}"
     folder.mkdir()
     try:
-        kustomization = {"resources": ["../../base"], "components": [f"../../components/{name}"]}
         (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-        warnings = cluster.check(*cluster.kustomize(folder))
+        yield folder
     finally:
-        (folder / "kustomization.yaml").unlink()
-        folder.rmdir()
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", ["edge-nginx", "logging", "nifi", "tensorflow-serving"])
+def test_components_may_be_added(cluster: ControlPlane, name: str) -> None:
+    with overlay(resources=["../../base"], components=[f"../../components/{name}"]) as folder:
+        warnings = cluster.check(*cluster.kustomize(folder))
     assert "would violate PodSecurity" not in warnings, warnings
+
+
+def test_every_worker_s_logs_are_shipped(cluster: ControlPlane) -> None:
+    components = ["../../components/logging", "../../components/logging-gpu"]
+    with overlay(resources=["../gpu"], components=components) as folder:
+        documents = cluster.kustomize(folder)
+    cluster.check(*documents)
+    cpu, gpu = (worker(rayservice(documents)["spec"], group)["template"]["spec"] for group in (0, 1))
+    assert cpu["containers"][1:] == gpu["containers"][1:]
+    assert cpu["containers"][1]["name"] == "filebeat"
+    names = {volume["name"] for volume in gpu["volumes"]}
+    assert names == {mount["name"] for container in gpu["containers"] for mount in container["volumeMounts"]}
 
 
 def head(spec: Document) -> Document:
