@@ -258,6 +258,10 @@ class ControlPlane:
 
     # Use
 
+    def program(self, name: str) -> Path:
+        """Where one of its programs is."""
+        return self._programs[name]
+
     def kubectl(self, *args: str, given: str | None = None) -> str:
         """Run kubectl; returns what it printed.
 
