@@ -122,6 +122,8 @@ class GreedyDecoder:
             if _multiplies_bfloat16():
                 for name in _BFLOAT16:
                     self._weights[name] = tf.cast(self._weights[name], tf.bfloat16)
+        elif not tf.config.list_physical_devices("GPU"):
+            next_token = shortlist.blocked_head(self._weights)
         signature = [
             tf.TensorSpec((None, None), tf.float32),
             tf.TensorSpec((None,), tf.int32),

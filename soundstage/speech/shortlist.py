@@ -35,6 +35,7 @@ class NextToken(Protocol):
 
 N_CANDIDATES = 16
 """Whose logits are computed exactly. The 8-bit ones err by 0.1; the first choice has not been below the third."""
+_HEAD_BLOCK_SIZE = 512
 _BLOCK_SIZE = 256
 """Candidates are looked for in the blocks of the vocabulary with the greatest maxima: 10 times as fast as top_k."""
 
@@ -47,11 +48,41 @@ def whole_head(weights: Weights) -> NextToken:
     """
 
     def next_token(states: tf.Tensor, bonus: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
-        logits = tf.matmul(states, weights["decoder.head.kernel"])
-        token_ids = tf.argmax(logits if bonus is None else logits + bonus, axis=-1, output_type=tf.int32)
-        return token_ids, tf.gather(logits, token_ids, batch_dims=1) - tf.reduce_logsumexp(logits, axis=-1)
+        return _best(tf.matmul(states, weights["decoder.head.kernel"]), bonus)
 
     return next_token
+
+
+def blocked_head(weights: Weights) -> NextToken:
+    """By all logits, for processors on which there is no shortlist.
+
+    oneDNN rearranges the whole head in every product with more than one row; a block of it fits the cache meanwhile.
+    Measured on one thread of a Zen 3: 18, 28 and 29 ms for 2, 9 and 17 rows at once, 14, 12 and 13 ms in blocks. One
+    row takes 4 ms at once, 8 ms in blocks.
+
+    Args:
+        weights: As from `model.prepare`.
+    """
+    kernel = tf.convert_to_tensor(weights["decoder.head.kernel"])
+    hidden_size, vocabulary_size = kernel.shape
+    if vocabulary_size % _HEAD_BLOCK_SIZE:
+        return whole_head(weights)
+    blocks = tf.transpose(tf.reshape(kernel, (hidden_size, -1, _HEAD_BLOCK_SIZE)), (1, 0, 2))
+
+    def in_blocks(states: tf.Tensor) -> tf.Tensor:
+        products = tf.matmul(states[None], blocks)  # (n_blocks, n_rows, _HEAD_BLOCK_SIZE)
+        return tf.reshape(tf.transpose(products, (1, 0, 2)), (-1, vocabulary_size))
+
+    def next_token(states: tf.Tensor, bonus: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
+        is_one = tf.shape(states)[0] == 1
+        return _best(tf.cond(is_one, lambda: tf.matmul(states, kernel), lambda: in_blocks(states)), bonus)
+
+    return next_token
+
+
+def _best(logits: tf.Tensor, bonus: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+    token_ids = tf.argmax(logits if bonus is None else logits + bonus, axis=-1, output_type=tf.int32)
+    return token_ids, tf.gather(logits, token_ids, batch_dims=1) - tf.reduce_logsumexp(logits, axis=-1)
 
 
 def shortlisted(embedding: tf.Tensor) -> NextToken:

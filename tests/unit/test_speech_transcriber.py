@@ -169,6 +169,17 @@ def test_a_rows_limit_and_result_do_not_depend_on_its_batch() -> None:
         assert len(alone.token_ids) + alone.has_ended <= limit
 
 
+@pytest.mark.parametrize("n_rows", [1, 5])
+def test_the_head_in_blocks_is_the_whole_head(n_rows: int) -> None:
+    rng = np.random.default_rng(0)
+    kernel, states = (rng.normal(size=size).astype(np.float32) for size in ((24, 1_024), (n_rows, 24)))
+    ready = {"decoder.head.kernel": tf.constant(kernel)}
+    tokens, logprobs = tf.function(shortlist.blocked_head(ready))(states)
+    logits = states @ kernel
+    assert tokens.numpy().tolist() == logits.argmax(axis=1).tolist()
+    np.testing.assert_allclose(logprobs, tf.nn.log_softmax(logits).numpy().max(axis=1), atol=1e-4)
+
+
 @pytest.mark.parametrize("end_token_id", [-1, TINY.end_token_id])
 def test_what_was_expected_changes_nothing(end_token_id: int) -> None:
     """Rightly, in part, wrongly, beyond the end, beyond the limit, or nothing at all; alone and together.
