@@ -59,6 +59,11 @@ RETRY_S = 0.25
 """Between attempts at a stage that is busy."""
 HYPOTHESIS_S = 5.0
 """Until a hypothesis is given up, wherever it is."""
+GATHER_S, MAX_GATHER_S = 0.01, 0.08
+"""So long, for each stream that is open and at most, small messages are gathered before they are looked at.
+
+Measured: with pieces of 40 ms, looking at each takes twice the time of looking at two at once.
+"""
 METER_S = 5.0
 """Between looks at how far a stream is behind."""
 
@@ -205,6 +210,7 @@ class LiveStream:
         threads: Where decoding and voice activity run.
         meter: None counts nothing.
         on_end: Called with how it ended, "ok" or a code of the error table, and how long it lasted.
+        gather_s: How long a small message waits for others, now.
 
     Attributes:
         id: For resuming; nobody can guess it.
@@ -223,6 +229,7 @@ class LiveStream:
         threads: ThreadPoolExecutor,
         meter: LiveMeter | None,
         on_end: Callable[[LiveStream], None],
+        gather_s: Callable[[], float],
     ) -> None:
         self.id = secrets.token_urlsafe(16)
         self.received_bytes = 0
@@ -237,6 +244,8 @@ class LiveStream:
         self._threads = threads
         self._meter = meter
         self._on_end = on_end
+        self._gather_s = gather_s
+        self._gathering: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self.started_s = self._loop.time()
         self._outbox = Outbox(self._settings)
@@ -320,6 +329,13 @@ class LiveStream:
         self._inbox.append(_Piece(data, self._loop.time()))
         self._inbox_bytes += len(data)
         self.received_bytes += len(data)
+        if self._inbox_bytes >= PIECE_BYTES:
+            self._wake.set()
+        elif self._gathering is None:
+            self._gathering = self._loop.call_later(self._gather_s(), self._look)
+
+    def _look(self) -> None:
+        self._gathering = None
         self._wake.set()
 
     def flush(self) -> None:
@@ -685,6 +701,7 @@ class Streams:
             threads=self._threads,
             meter=self._meter,
             on_end=self._on_end,
+            gather_s=lambda: min(MAX_GATHER_S, GATHER_S * self.n_open),
         )
         self._streams[stream.id] = stream
         self._servers[stream.id] = server

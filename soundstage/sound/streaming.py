@@ -82,6 +82,8 @@ class SoundStream:
         self._waiting: deque[_Asked] = deque()
         self._look: int | None = None  # number of the job in flight
         self._looked_end = 0
+        self._answer_s = 0.0  # of the stream, that the newest look took
+        self._is_speech = False  # in the newest piece
         self._early: list[_Early] = []
         self._settled_s: dict[str, float] = {}  # until when each label is confirmed
         self._known_s = 0.0  # until when chunks tell what sounds, so that looks need not
@@ -98,6 +100,8 @@ class SoundStream:
         """
         self._samples.append(samples)
         self._samples.forget(self._samples.end - round(self._params.look_s * SAMPLE_RATE))
+        if len(probs):
+            self._is_speech = float(probs[-1]) >= self._params.voice_activity.threshold
         self._ask(self._chunker.push_heard(samples, probs))
 
     def finish(self, probs: NDArray[np.float32]) -> None:
@@ -126,7 +130,7 @@ class SoundStream:
     def drop(self, job: ListenJob) -> None:
         """A look will not be answered; the next one may be asked for."""
         if self._look == job.number:
-            self._look = None
+            self._look, self._answer_s = None, self._samples.end / SAMPLE_RATE - job.waveform.end_s
 
     @property
     def n_asked(self) -> int:
@@ -153,7 +157,10 @@ class SoundStream:
 
     def _next_look(self) -> ListenJob | None:
         end = self._samples.end
-        is_due = end - self._looked_end >= round(self._params.look_interval_s * SAMPLE_RATE)
+        params = self._params
+        interval_s = params.speech_look_interval_s if self._is_speech else params.look_interval_s
+        interval_s = max(interval_s, params.patience * self._answer_s)
+        is_due = end - self._looked_end >= round(interval_s * SAMPLE_RATE)
         if self._look is not None or self._is_finished or not is_due:
             return None
         first = max(0, end - round(self._params.look_s * SAMPLE_RATE))
@@ -166,7 +173,7 @@ class SoundStream:
         """What a look says of the sounds that are heard now."""
         if self._look != job.number:
             return []
-        self._look = None
+        self._look, self._answer_s = None, self._samples.end / SAMPLE_RATE - job.waveform.end_s
         if scores is None:
             return []
         params = _eager(self._events or model_events or self._assembler.tracker.params, self._params.early_score_share)

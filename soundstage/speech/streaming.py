@@ -165,7 +165,7 @@ class _Utterance:
         draft: What is known of it.
         heard_end: The frame up to which the newest hypothesis hears.
         heard_first: Where the next one begins to hear.
-        newest: The words of the newest hypothesis.
+        newest: The words of the newest hypothesis, and before them those of older ones where it does not hear all.
         told: The last partial: committed and tentative.
     """
 
@@ -215,6 +215,7 @@ class SpeechStream:
         self._asked: dict[int, _Asked] = {}
         self._waiting: deque[tuple[_Asked, tuple[str, str]]] = deque()  # ended utterances, with their last partial
         self._hypothesis: tuple[int, _Utterance] | None = None  # number of the job in flight, and what it hears
+        self._answer_s = 0.0  # of the stream, that the newest hypothesis took
 
     def push(self, samples: NDArray[np.float32], probs: NDArray[np.float32]) -> list[LiveEvent]:
         """Take in more of the stream.
@@ -256,6 +257,7 @@ class SpeechStream:
         """A hypothesis will not be answered; the next one may be asked for."""
         if self._hypothesis is not None and self._hypothesis[0] == job.number:
             self._hypothesis = None
+            self._answer_s = self._probs.end * FRAME_S - job.waveform.end_s
 
     def flush(self) -> list[LiveEvent]:
         """End the utterance here."""
@@ -369,7 +371,9 @@ class SpeechStream:
             return None
         now = self._probs.end
         # Until there is something to show, it is asked for more often.
-        interval_s = params.hypothesis_interval_s if any(utterance.told) else params.first_interval_s
+        interval_s = params.first_interval_s
+        if any(utterance.told):
+            interval_s = max(params.hypothesis_interval_s, params.patience * self._answer_s)
         due = max(
             utterance.voice + n_frames_in(params.first_hypothesis_s),
             utterance.heard_end + n_frames_in(interval_s) if utterance.heard_end else 0,
@@ -412,6 +416,7 @@ class SpeechStream:
             return []
         utterance = self._hypothesis[1]
         self._hypothesis = None
+        self._answer_s = self._probs.end * FRAME_S - job.waveform.end_s
         if utterance is not self._utterance:
             return []
         return self._drafted(utterance, segment, job.waveform.end_s)
@@ -419,10 +424,12 @@ class SpeechStream:
     def _drafted(self, utterance: _Utterance, segment: Segment | None, end_s: float) -> list[LiveEvent]:
         if segment is None:
             return []
-        utterance.newest = _timed(segment).words
+        words = _timed(segment).words
+        heard_s = segment.start_s
+        utterance.newest = (*(word for word in utterance.newest if _middle_s(word) < heard_s), *words)
         if not self._options.partials:
             return []
-        utterance.draft.hear(utterance.newest)
+        utterance.draft.hear(words)
         told = _text_of(utterance.draft.committed), _text_of(utterance.draft.tentative)
         if told == utterance.told:
             return []

@@ -123,3 +123,23 @@ def test_what_is_nearly_sure_is_told_of_early_and_taken_back_if_that_is_all() ->
         for share in (PARAMS.early_score_share + 0.1, PARAMS.early_score_share - 0.1)
     ]
     assert told == [[(0, "started", "dog"), (0, "ended", "dog"), (0, "withdrawn", "dog")], []]
+
+
+def test_while_somebody_speaks_and_where_the_model_is_busy_it_is_looked_at_less_often() -> None:
+    def n_looks(prob: float, answered_after_s: float) -> int:
+        stream = SoundStream(OPTIONS, PARAMS, ReadingParams(), None, count().__next__)
+        asked: list[tuple[float, ListenJob]] = []
+        n_asked = 0
+        for i in range(100):
+            stream.push(np.zeros(1600, np.float32), np.full(3, prob, np.float32))
+            while asked and i / 10 >= asked[0][0] + answered_after_s:
+                _, look = asked.pop(0)
+                stream.answer(look, scored(look.waveform), EVENTS)
+            new = [job for job in stream.jobs() if not job.is_final]
+            asked += [(i / 10, job) for job in new]
+            n_asked += len(new)
+        return n_asked
+
+    assert n_looks(0.0, 0.0) == 25  # every 0.4 s, as pieces of 0.1 s allow
+    assert n_looks(1.0, 0.0) == 14
+    assert n_looks(0.0, 0.5) == 10

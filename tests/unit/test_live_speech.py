@@ -7,14 +7,13 @@ import itertools
 import numpy as np
 import pytest
 
-from soundstage.live.events import StreamOptions
+from soundstage.audio.voice_activity import FRAME_S
+from soundstage.live.events import StreamOptions, TranscribeJob
 from soundstage.params import LiveParams, SpanParams, VoiceActivityParams
 from soundstage.pipeline import Task
 from soundstage.speech.streaming import Draft
 from soundstage.types import Segment, Word
 from tests.unit.live_streams import NO_CONTEXT, Speech, finals, partials, written
-
-FRAME_S = 0.032
 
 
 def words(text: str, start_s: float = 0.0, word_s: float = 0.3) -> list[Word]:
@@ -216,12 +215,11 @@ def test_a_hypothesis_hears_a_bounded_stretch_however_long_somebody_speaks() -> 
 
 def test_each_job_brings_what_is_known_of_its_text() -> None:
     """Of hypotheses the one before, of finals that and what was said before; nothing of what is not heard again."""
-    speech = Speech().say(1.0, 0).say(1.2)
-    first = speech.jobs.pop()
+    speech = Speech().say(1.0, 0)
+    first = next_job(speech)
     assert first.draft == ""
     speech.answer(first, written(first.waveform))
-    speech.say(0.8)
-    second = speech.jobs.pop()
+    second = next_job(speech)
     told = written(first.waveform)
     assert told is not None
     assert second.draft == told.text
@@ -244,3 +242,39 @@ def test_each_job_brings_what_is_known_of_its_text() -> None:
     assert last.waveform.start_s == final.waveform.start_s
     assert whole.text.startswith(last.draft)
     assert len(last.draft.split()) > len(text.text.split())
+
+
+def next_job(speech: Speech) -> TranscribeJob:
+    """The next one of a voice that goes on."""
+    while not speech.jobs:
+        speech.say(FRAME_S)
+    return speech.jobs.pop()
+
+
+def test_where_the_model_is_busy_hypotheses_are_asked_for_less_often() -> None:
+    """After twice the time that the one before took."""
+    params = LiveParams()
+    speech = Speech(params).say(1.0, 0)
+    for _ in range(3):
+        job = next_job(speech)
+        speech.answer(job, written(job.waveform))
+    for took_s, interval_s in ((0.1, params.hypothesis_interval_s), (0.6, params.patience * 0.6)):
+        job = next_job(speech)
+        speech.say(took_s)
+        speech.answer(job, written(job.waveform))
+        following = next_job(speech)
+        assert following.waveform.end_s - job.waveform.end_s == pytest.approx(interval_s, abs=3 * FRAME_S)
+        speech.answer(following, written(following.waveform))
+
+
+def test_a_long_utterance_brings_the_words_that_its_hypotheses_do_not_hear_any_more() -> None:
+    speech = Speech().say(1.0, 0)
+    for _ in range(70):
+        speech.say(0.1)
+        speech.answer_all()
+    speech.say(0.3, 0)
+    (final,) = speech.final_jobs
+    whole = written(final.waveform)
+    assert whole is not None
+    assert len(final.draft.split()) > 18
+    assert whole.text.startswith(final.draft)

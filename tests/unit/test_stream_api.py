@@ -287,7 +287,8 @@ async def test_a_key_is_never_told(engine: KnownEngine) -> None:
 async def test_a_burst_waits_at_its_sender(engine: KnownEngine) -> None:
     engine.is_free.clear()
     audio = clip() * 20
-    async with connected(application(engine)) as wire:
+    # On a busy machine results are late as well, which is no matter here.
+    async with connected(application(engine, live=LiveSettings(lag_warning_s=600))) as wire:
         await wire.send(START)
         sender = asyncio.create_task(wire.send_audio(audio, 100_000))
         warning = await wire.until("warning")
