@@ -464,7 +464,7 @@ def test_every_command_has_examples_that_can_be_called(path: tuple[str, ...]) ->
     examples = re.findall(r"^ +soundstage (.+)$", result.stdout.partition("Examples:")[2], re.MULTILINE)
     assert examples
     for example in examples:
-        args = shlex.split(example)
+        args = shlex.split(example.partition(" | ")[0])
         command = root().commands[args.pop(0)]
         while isinstance(command, TyperGroup):
             command = command.commands[args.pop(0)]

@@ -415,6 +415,7 @@ def test_the_time_without_a_source_is_silence(monkeypatch: pytest.MonkeyPatch) -
 PUBLISH = """
 import sys, time, av
 from tests.unit.test_cli_live import broadcast
+print("ready", flush=True)
 for attempt in range(400):
     try:
         broadcast(2.0, sys.argv[1], "flv")
@@ -428,7 +429,9 @@ def test_a_publisher_may_push_by_rtmp() -> None:
     url = f"rtmp://127.0.0.1:{unused_port()}/live/stage"
     choice = SourceChoice(name=url, options={"listen": "1"}, reconnect=False)
     # In a process of its own: PyAV keeps the interpreter to itself while it connects.
-    with subprocess.Popen([sys.executable, "-c", PUBLISH, url], cwd=ROOT) as publisher:
+    with subprocess.Popen([sys.executable, "-c", PUBLISH, url], cwd=ROOT, stdout=subprocess.PIPE) as publisher:
+        assert publisher.stdout is not None
+        assert publisher.stdout.readline() == b"ready\n"
         source = open_source(choice, threading.Event(), lambda _: None)
         duration_s = sum(source.duration_s(piece) for piece in source.pieces)
         assert publisher.wait(timeout=30) == 0
