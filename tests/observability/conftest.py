@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -209,13 +210,21 @@ def hurry(patch: pytest.MonkeyPatch, webhook_url: str) -> None:
 
 
 def add_damaged(models: ModelSources, root: Path) -> None:
-    """Put the sound model that serves under `stable`, and one with its labels turned round under `candidate`."""
+    """Put the sound model that serves under `stable`, and one with its sounds turned round under `candidate`."""
     folder = registry.find(SOUND_MODEL, None, models)
     path = root / SOUND_MODEL / DAMAGED
     shutil.copytree(folder.path, path)
     card = json.loads((path / registry.CARD_NAME).read_text(encoding="utf-8"))
-    labels = [*card["labels"][7:], *card["labels"][:7]]
-    (path / registry.CARD_NAME).write_text(json.dumps({**card, "version": DAMAGED, "labels": labels}), encoding="utf-8")
+    params = json.loads((path / "params.json").read_text(encoding="utf-8"))
+    sounds = [*params["sounds"][7:], *params["sounds"][:7]]
+    text = json.dumps({**params, "sounds": sounds})
+    (path / "params.json").write_text(text, encoding="utf-8")
+    card |= {
+        "version": DAMAGED,
+        "labels": [*sounds, *card["labels"][len(sounds) :]],
+        "files": {**card["files"], "params.json": hashlib.sha256(text.encode()).hexdigest()},
+    }
+    (path / registry.CARD_NAME).write_text(json.dumps(card), encoding="utf-8")
     registry.publish(registry.open_folder(path), models.home)
     registry.set_aliases(SOUND_MODEL, {STABLE: folder.card.version, CANDIDATE: DAMAGED}, models.home)
 
