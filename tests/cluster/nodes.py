@@ -236,6 +236,8 @@ class RayNetwork(Network):
             "RAY_external_storage_namespace": "tests",
             # As KubeRay sets it: so long does a worker wait for a new head before it ends itself.
             "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
+            # Where three nodes share two busy cores, one takes longer than 30 s to begin.
+            "RAY_raylet_start_wait_time_s": "120",
         }
 
     def start_head(self, name: str = "head") -> Node:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat as modes
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,23 @@ def test_nobody_but_root_may_change_it(built: tuple[Builder, Stage]) -> None:
     builder, stage = built
     command = "find /opt /etc /usr -xdev -writable ! -type l -print | head -5"
     assert builder.run(stage, ["/bin/bash", "-c", command]).strip() == ""
+
+
+def test_compose_s_secrets_are_made_once_each_for_its_reader(built: tuple[Builder, Stage]) -> None:
+    builder, stage = built
+    as_root = replace(stage, user="0:0")
+    shutil.copy(ROOT / "cluster" / "compose" / "secrets.sh", stage.root / "tmp" / "secrets.sh")
+    owners = {"ray": 10001, "service": 10001, "client": 10001, "grafana": 472, "nifi": 1000, "jenkins": 1000}
+    for folder in (*(f"secrets/{name}" for name in owners), "ray/head", "ray/worker", "media"):
+        (stage.root / folder).mkdir(parents=True, exist_ok=True)
+    builder.run(as_root, ["sh", "/tmp/secrets.sh"])
+    files = [path for path in (stage.root / "secrets").rglob("*") if path.is_file()]
+    assert {path.parent.name: path.stat().st_uid for path in files} == owners
+    assert {modes.S_IMODE(path.stat().st_mode) for path in files} == {0o400}
+    before = {path: path.read_bytes() for path in files}
+    builder.run(as_root, ["sh", "/tmp/secrets.sh"])
+    assert {path: path.read_bytes() for path in files} == before, "a second start changes nothing"
+    key = builder.run(as_root, ["sh", "/tmp/secrets.sh", "show", "api-key"]).strip()
+    keys = "auth.ApiKeys.read(Path('/secrets/service/keys'))"
+    check = f"from deployments import auth; from pathlib import Path; {keys}.check('Bearer {key}')"
+    builder.run(stage, ["python", "-c", check])
