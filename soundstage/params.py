@@ -342,7 +342,7 @@ class LiveParams(Params):
     words are others in the final."""
     patience: float = Field(2.0, ge=1)
     """A hypothesis or a look that took longer than its interval is followed by the next one after so many times as
-    long: where the models are busy, streams ask less often, and what is for good goes on."""
+    long, but not later than all that it hears is new: where the models are busy, streams ask less often."""
     max_hypothesis_s: float = Field(5.0, gt=1)
     """Audio that a hypothesis is made from; what lies before is committed."""
     n_tentative_words: int = Field(1, ge=0)

@@ -159,7 +159,7 @@ class SoundStream:
         end = self._samples.end
         params = self._params
         interval_s = params.speech_look_interval_s if self._is_speech else params.look_interval_s
-        interval_s = max(interval_s, params.patience * self._answer_s)
+        interval_s = max(interval_s, min(params.patience * self._answer_s, params.look_s))
         is_due = end - self._looked_end >= round(interval_s * SAMPLE_RATE)
         if self._look is not None or self._is_finished or not is_due:
             return None

@@ -373,7 +373,9 @@ class SpeechStream:
         # Until there is something to show, it is asked for more often.
         interval_s = params.first_interval_s
         if any(utterance.told):
-            interval_s = max(params.hypothesis_interval_s, params.patience * self._answer_s)
+            interval_s = max(
+                params.hypothesis_interval_s, min(params.patience * self._answer_s, params.max_hypothesis_s)
+            )
         due = max(
             utterance.voice + n_frames_in(params.first_hypothesis_s),
             utterance.heard_end + n_frames_in(interval_s) if utterance.heard_end else 0,
