@@ -23,8 +23,8 @@ from soundstage.sound.listener import SoundListener
 from soundstage.sound.model import SoundParams, network_weights
 from soundstage.types import Waveform
 from tests.conftest import ROOT
-from tests.unit.tiny_clips import sound, tiny_clips, write_table
 from tests.training.training_commands import commands_of, largest_file, run, started, step_of
+from tests.unit.tiny_clips import sound, tiny_clips, write_table
 from training.runs import Run, WrongRun, write_whole
 from training.sound_classification import evaluate, train
 from training.sound_classification.config import Config

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from soundstage.models.registry import open_folder
 from soundstage.speech.transcriber import Transcriber
 from tests.conftest import ROOT
-from tests.unit.tiny_speech import random_weights, write_model, write_recordings
 from tests.training.training_commands import commands_of, run, started, step_of
+from tests.unit.tiny_speech import random_weights, write_model, write_recordings
 from training.voice_recognition import scoring, train
 from training.voice_recognition.config import read_config
 
