@@ -356,7 +356,7 @@ class LiveParams(Params):
     look_interval_s: float = Field(0.32, gt=0)
     """New audio for each look. Measured: 1.4 s instead of 1.5 s with 0.48 s, at looks of 4.8 s."""
     speech_look_interval_s: float = Field(0.64, gt=0)
-    """The same while somebody speaks: captions of sounds wait for the words then, and it saves a third of all looks."""
+    """The same while somebody speaks: captions of sounds wait for the words then."""
     early_score_share: float = Field(0.8, gt=0, le=1)
     """Of the score at which a sound starts for good, what it is told of early for: its newest step knows nothing of
     what follows, and scores less.
