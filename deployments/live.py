@@ -60,8 +60,8 @@ RETRY_S = 0.25
 HYPOTHESIS_S = 5.0
 """Until a hypothesis is given up, wherever it is."""
 GATHER_S, MAX_GATHER_S = 0.01, 0.08
-"""So long, for each stream that is open and at most, small messages are gathered before they are looked at: each look has a cost of its own,
-whatever it holds.
+"""So long, for each stream that is open and at most, small messages are gathered before they are looked at: each look
+has a cost of its own, whatever it holds.
 """
 METER_S = 5.0
 """Between looks at how far a stream is behind."""
