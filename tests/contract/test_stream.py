@@ -44,8 +44,8 @@ def pcm() -> NDArray[np.int16]:
 @pytest.fixture(scope="module")
 def expected(service: Service, pcm: NDArray[np.int16]) -> list[LiveEvent]:
     """What the same models give in this process, with the clip pushed at once."""
-    transcriber = Transcriber(registry.find(SPEECH_MODEL, None, service.models), n_threads=1)
-    listener = SoundListener(registry.find(SOUND_MODEL, None, service.models), n_threads=1)
+    transcriber = Transcriber(registry.find(SPEECH_MODEL, None, service.models))
+    listener = SoundListener(registry.find(SOUND_MODEL, None, service.models))
     block = AudioBlock(samples=pcm.astype(np.float32) / np.float32(32768), sample_rate=RATE)
     return list(local.run(LiveSession(StreamOptions()), [block], transcriber, listener))
 
