@@ -18,7 +18,8 @@ from pathlib import Path, PurePosixPath
 
 from tests.cluster.binaries import CACHE_DIR, CannotBuild, debian_packages
 
-DEBIAN_MIRROR = os.environ.get("SOUNDSTAGE_DEBIAN_MIRROR", "http://deb.debian.org/debian")
+DEBIAN_MIRROR = os.environ.get("SOUNDSTAGE_DEBIAN_MIRROR")
+"""Where debootstrap fetches from; its own default unless given."""
 BASE_PACKAGES = "ca-certificates,python3,python3-pip,python3-venv"
 DESCRIPTIVE = {"LABEL", "EXPOSE", "HEALTHCHECK", "CMD", "ENTRYPOINT", "VOLUME", "STOPSIGNAL"}
 HOST_VARIABLES = ("SSL_CERT_FILE", "UV_DEFAULT_INDEX", "PIP_INDEX_URL", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
@@ -119,7 +120,8 @@ def debian(release: str) -> Path:
         env["DEBOOTSTRAP_DIR"] = str(package / "usr" / "share" / "debootstrap")
     part = root.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
-    command = [debootstrap, "--variant=minbase", f"--include={BASE_PACKAGES}", release, str(part), DEBIAN_MIRROR]
+    command = [debootstrap, "--variant=minbase", f"--include={BASE_PACKAGES}", release, str(part)]
+    command += [DEBIAN_MIRROR] if DEBIAN_MIRROR else []
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise CannotBuild(f"debootstrap: {done.stdout[-2000:]}{done.stderr[-2000:]}")
