@@ -171,9 +171,9 @@ class OpusDecoder:
             self._head += data
             if len(self._head) < _MAGIC_BYTES:
                 return
-            data = self._head
             self._start()
-        if data:
+            yield from self._blocks()
+        elif data:
             self._given.put(data)
             yield from self._blocks()
 
@@ -187,7 +187,6 @@ class OpusDecoder:
             if not self._head:
                 return
             self._start()
-            self._given.put(self._head)
             yield from self._blocks()
         self._given.put(b"")
         yield from self._blocks()
@@ -201,6 +200,8 @@ class OpusDecoder:
             self._thread.join()
 
     def _start(self) -> None:
+        # The bytes come first: a thread that found none would say at once that it waits, before any was decoded.
+        self._given.put(self._head)
         self._thread = threading.Thread(target=self._decode, name="opus", daemon=True)
         self._thread.start()
 
