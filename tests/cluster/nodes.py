@@ -62,6 +62,8 @@ class Node:
     hosts: Mapping[str, str] = field(default_factory=dict)
     """Names that it resolves beside DNS."""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    began_with: tuple[list[str], Mapping[str, str]] = ([], {})
+    """Command and environment of what runs on it."""
 
     def command(self, command: list[str]) -> list[str]:
         """The command, as run on this node."""
@@ -96,6 +98,7 @@ class Node:
 
     def start(self, command: list[str], env: Mapping[str, str]) -> None:
         """Run something on this node until it is killed."""
+        self.began_with = command, env
         with (self.folder / "log").open("ab") as log:
             self.processes.append(
                 subprocess.Popen(
@@ -253,12 +256,19 @@ class RayNetwork(Network):
         )  # fmt: skip
         return node
 
-    def keep_head(self) -> None:
-        """Start the head again where it has ended, as a kubelet does: Ray gives up where a machine is too busy."""
-        head = self.nodes["head"]
-        if all(process.poll() is not None for process in head.processes):
-            head.kill()
-            self.start_head()
+    def keep(self, name: str) -> None:
+        """Start a node again where Ray has ended by itself, as a kubelet does: it gives up where a machine is busy."""
+        node = self.nodes[name]
+        if all(process.poll() is not None for process in node.processes):
+            node.kill()
+            node.start(*node.began_with)
+
+    def is_alive(self, name: str) -> bool:
+        """Whether the head knows the node as one that work may go to; a node that ended is started again."""
+        self.keep(name)
+        answer = self.ask_dashboard("/nodes?view=summary")
+        nodes = answer["data"]["summary"] if answer else []
+        return any(node["ip"] == self.nodes[name].ip and node["raylet"].get("state") == "ALIVE" for node in nodes)
 
     def start_worker(self, name: str, *, n_cpus: int, resources: Mapping[str, float]) -> Node:
         """Add a node with these resources."""

@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from soundstage.sound.listener import SoundListener
 from soundstage.sound.model import SoundParams, network_weights
 from soundstage.types import Waveform
 from tests.conftest import ROOT
-from tests.training.training_commands import commands_of, largest_file, run, started, step_of
+from tests.training.training_commands import commands_of, killed_after, largest_file, run, step_of
 from tests.unit.tiny_clips import sound, tiny_clips, write_table
 from training.runs import Run, WrongRun, write_whole
 from training.sound_classification import evaluate, train
@@ -170,25 +169,9 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     command = ["python", "-m", "training.sound_classification.train", "--data", "my-clips"]
     command += ["--config", recipe(tmp_path, FEW_STEPS.replace("8", "200")), "--checkpoint-steps", "1"]
     checkpoint = tmp_path / "runs/sound/all-folds/seed-0-member-0/checkpoint.safetensors"
-    process = started(command, tmp_path)
-    try:
-        while not (checkpoint.exists() and step_of(checkpoint) >= 3):
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.05)
-    finally:
-        process.kill()
-        process.communicate()
+    killed_after(2, checkpoint, command, tmp_path)
     step = step_of(checkpoint)
-
-    process = started(command, tmp_path)
-    try:
-        while step_of(checkpoint) <= step:
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.05)
-    finally:
-        process.kill()
-        _, stderr = process.communicate()
-    assert f"goes on after step {step} of " in " ".join(stderr.split())
+    assert f"goes on after step {step} of " in killed_after(step, checkpoint, command, tmp_path)
 
 
 @pytest.mark.timeout(900)

@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from typer.testing import CliRunner
 from soundstage.models.registry import open_folder
 from soundstage.speech.transcriber import Transcriber
 from tests.conftest import ROOT
-from tests.training.training_commands import commands_of, run, started, step_of
+from tests.training.training_commands import commands_of, killed_after, run, step_of
 from tests.unit.tiny_speech import random_weights, write_model, write_recordings
 from training.voice_recognition import scoring, train
 from training.voice_recognition.config import read_config
@@ -88,24 +87,9 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     config = recipe(tmp_path, "learning: {n_epochs: 500, batch_size: 8}\nvalidation: {every_epochs: 100}")
     command = ["python", "-m", TRAIN, "--data", "takes", "--config", config, "--checkpoint-steps", "1"]
     checkpoint = tmp_path / "runs/voice/checkpoint.safetensors"
-    process = started(command, tmp_path)
-    try:
-        while not (checkpoint.exists() and step_of(checkpoint) >= 3):
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.02)
-    finally:
-        process.kill()
-        process.communicate()
+    killed_after(2, checkpoint, command, tmp_path)
     step = step_of(checkpoint)
-    process = started(command, tmp_path)
-    try:
-        while checkpoint.exists() and step_of(checkpoint) <= step:
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.02)
-    finally:
-        process.kill()
-        _, stderr = process.communicate()
-    assert f"goes on after step {step} of 500" in " ".join(stderr.split())
+    assert f"goes on after step {step} of 500" in killed_after(step, checkpoint, command, tmp_path)
 
 
 @pytest.mark.timeout(900)

@@ -7,6 +7,7 @@ import re
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,3 +63,16 @@ def largest_file(n_bytes: int) -> Iterator[None]:
 def step_of(checkpoint: Path) -> int:
     with safe_open(checkpoint, "numpy") as file:
         return int(file.metadata()["step"])
+
+
+def killed_after(step: int, checkpoint: Path, command: list[str], folder: Path) -> str:
+    """Start a run, end it by force once its checkpoint is of a later step than this; returns what it said."""
+    process = started(command, folder)
+    try:
+        while not (checkpoint.exists() and step_of(checkpoint) > step):
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        _, stderr = process.communicate()
+    return " ".join(stderr.split())
