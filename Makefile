@@ -12,7 +12,7 @@ UV := $(BIN)/uv
 EXTRAS := --extra cpu --extra serve --extra weights --extra build --extra train --extra export --extra microphone --extra monitoring
 COMPILE := $(UV) pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --quiet --custom-compile-command "make lock"
 
-.PHONY: help run stop test test-live test-training test-cluster images scan sbom push train-sounds gate export-model canary promote verify-live rollback monitor test-observability test-nifi nifi-deploy nifi-status nifi-verify nifi-start nifi-stop nifi-export nifi-remove lint format bench lock clean
+.PHONY: help run stop test test-slow test-cluster images scan sbom push train-sounds gate export-model canary promote verify-live rollback monitor test-observability test-nifi nifi-deploy nifi-status nifi-verify nifi-start nifi-stop nifi-export nifi-remove lint format bench lock clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -56,18 +56,15 @@ run: $(VENV)/run.done ## Start the service on this machine and caption a sample 
 stop: ## End what `make run` started, and nothing else
 	@test ! -x $(BIN)/python || $(BIN)/python -m deployments.local down
 
-test: $(VENV)/dev.done ## Every test that needs only Python
+test: $(VENV)/dev.done ## Tests that need only Python, in minutes
 	$(BIN)/soundstage models fetch
-	$(BIN)/pytest -n 2 tests/unit tests/golden $(call report,unit)
-	$(BIN)/pytest tests/contract --ignore tests/contract/test_stream.py $(call report,contract)
+	$(BIN)/pytest -n 2 -m "not slow" tests/unit tests/golden $(call report,unit)
+	$(BIN)/pytest -m "not slow" tests/contract $(call report,contract)
 
-test-live: $(VENV)/dev.done ## Live streams on a running service: cuts, resumption, files beside them
+test-slow: $(VENV)/dev.done ## The rest of them: hours of audio, lost replicas, new models live, training as its READMEs walk it
 	$(BIN)/soundstage models fetch
-	$(BIN)/pytest tests/contract/test_stream.py $(call report,live)
-
-test-training: $(VENV)/dev.done ## From labels to a live model as the training READMEs walk, kills, full disks, other backends
-	$(BIN)/soundstage models fetch
-	$(BIN)/pytest -n 2 tests/training $(call report,training)
+	$(BIN)/pytest -n 2 -m slow tests/unit tests/golden tests/training $(call report,slow)
+	$(BIN)/pytest -m slow tests/contract $(call report,slow-contract)
 
 monitor: $(VENV)/run.done ## Prometheus, Alertmanager and the canary beside `make run`; ends with Ctrl-C
 	$(BIN)/python -m monitoring.local

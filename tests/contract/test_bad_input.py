@@ -111,6 +111,7 @@ def test_more_bytes_than_may_be_uploaded(service: Service) -> None:
     assert service.analyze(wav_bytes(SECOND)).status_code == 200
 
 
+@pytest.mark.slow
 def test_an_hour_of_silence_is_fine_and_ten_hours_are_not(service: Service) -> None:
     hour = encoded("flac", "flac", 3600)
     assert len(hour) < 1e6

@@ -27,6 +27,8 @@ from soundstage.pipeline import SOUND_MODEL, SPEECH_MODEL
 from tests.contract.conftest import Service
 from tests.contract.test_service import poll
 
+pytestmark = pytest.mark.slow
+
 NEW, DAMAGED = "1000.0.0", "1000.0.1"
 """Newer than any version that comes with the package."""
 N_CLIENTS = 2

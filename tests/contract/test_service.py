@@ -220,6 +220,7 @@ def replicas_of(service: Service, deployment: str = "") -> set[int]:
 
 
 @pytest.mark.parametrize("deployment", ["VoiceRecognizer", "SoundClassifier", "Preprocessor"])
+@pytest.mark.slow
 def test_a_replica_that_dies_loses_nothing_silently(service: Service, speech: bytes, deployment: str) -> None:
     """Every request is answered: with its analysis, or with 503 and when to come back."""
     expected = service.analyze(speech).json()["text"]

@@ -196,6 +196,7 @@ def two_ingresses(service: Service) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("two_ingresses")
+@pytest.mark.slow
 async def test_a_stream_is_resumed_at_whichever_replica_the_connection_comes_to(
     service: Service, pcm: NDArray[np.int16], expected: list[LiveEvent]
 ) -> None:
@@ -242,6 +243,7 @@ async def test_a_browser_sends_its_key_in_the_first_message(service: Service) ->
         assert (await received(connection))[-1]["type"] == "done"
 
 
+@pytest.mark.slow
 async def test_files_beside_it_change_nothing_and_do_not_delay_it(
     service: Service, pcm: NDArray[np.int16], expected: list[LiveEvent]
 ) -> None:

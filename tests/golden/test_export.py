@@ -23,6 +23,8 @@ from soundstage.speech.decoding import GreedyDecoder
 from soundstage.speech.transcriber import Transcriber
 from soundstage.types import Waveform
 
+pytestmark = pytest.mark.slow
+
 PARAMS = MoonshineParams()
 
 

@@ -187,6 +187,7 @@ def plain(text: str) -> str:
 
 
 @pytest.mark.shared_data
+@pytest.mark.slow
 def test_words_are_as_right_live_as_in_a_file(shared_data: Path, transcriber: Transcriber) -> None:
     """Sixty clips with pauses of 0.15 to 2 s between them."""
     with (shared_data / "ljspeech" / "meta.csv").open(encoding="utf-8", newline="") as file:
@@ -210,6 +211,7 @@ def test_words_are_as_right_live_as_in_a_file(shared_data: Path, transcriber: Tr
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_an_hour_takes_no_more_memory_than_ten_minutes(mono: AudioBlock) -> None:
     session = LiveSession(StreamOptions())
     seconds = list(pieces(mono, SAMPLE_RATE))

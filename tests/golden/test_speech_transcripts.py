@@ -88,6 +88,7 @@ def test_a_clip_alone_gives_the_tokens_that_it_gives_in_any_batch(
     _assert_same(transcriber._decoder.decode(with_noise, [*limits, 99])[:-1], alone)
 
 
+@pytest.mark.slow
 def test_what_was_expected_changes_no_text(transcriber: Transcriber, regions: list[Waveform]) -> None:
     """Rightly, up to its middle, with a wrong word in it, of another region, and nothing; alone and together."""
     plain = transcriber.transcribe(regions)
@@ -107,6 +108,7 @@ def test_what_was_expected_changes_no_text(transcriber: Transcriber, regions: li
                 assert (word.text, word.start_s, word.end_s) == (known.text, known.start_s, known.end_s)
 
 
+@pytest.mark.slow
 def test_what_makes_decoding_fast_leaves_its_text(
     transcriber: Transcriber, regions: list[Waveform], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,8 @@ from training.sound_classification.learning import build_classifier, learn
 from training.sound_classification.measure import late, short_windows
 from training.sound_classification.train import summary
 
+pytestmark = pytest.mark.slow
+
 README = ROOT / "training" / "sound_classification" / "README.md"
 TINY = "training/sound_classification/tiny.yaml"
 

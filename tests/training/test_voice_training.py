@@ -21,6 +21,8 @@ from tests.unit.tiny_speech import random_weights, write_model, write_recordings
 from training.voice_recognition import scoring, train
 from training.voice_recognition.config import read_config
 
+pytestmark = pytest.mark.slow
+
 README = ROOT / "training" / "voice_recognition" / "README.md"
 TINY = "training/voice_recognition/tiny.yaml"
 TRAIN = "training.voice_recognition.train"

@@ -124,6 +124,7 @@ def exported(folder: ModelFolder, tmp_path_factory: pytest.TempPathFactory) -> P
     return path
 
 
+@pytest.mark.slow
 def test_the_graph_alone_hears_what_the_listener_hears(exported: Path, listener: SoundListener, tmp_path: Path) -> None:
     """In a process that loads TensorFlow and nothing of ours."""
     given = {str(duration_s): waveform(duration_s, n_rows=2) for duration_s in DURATIONS_S}

@@ -128,6 +128,7 @@ def batch(given: list[Recording]) -> Batch:
 
 
 @pytest.mark.parametrize("how", [{}, {"label_smoothing": 0.05}, {"lora_rank": 8, "lora_alpha": 32.0}])
+@pytest.mark.slow
 def test_it_learns_to_write_what_it_is_taught(how: dict[str, float]) -> None:
     """Frozen weights stay meanwhile, and a low rank leaves all but kernels alone."""
     given = recordings()
