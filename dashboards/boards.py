@@ -216,8 +216,8 @@ WHAT_IS_HEARD = Dashboard(
                 Panel(
                     kind="lines",
                     title="Caption and sound delay",
-                    description="From the end of what is said to its final caption, and from the start of a sound to its event; "
-                    "one in twenty is later.",
+                    description="From the end of what is said to its final caption, and from its start to its first words; from the "
+                    "start of a sound to its event. One in twenty is later.",
                     unit="s",
                     queries=(
                         Query(quantile(0.95, "ray_soundstage_final_delay_seconds"), "caption"),

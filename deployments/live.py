@@ -589,7 +589,9 @@ class LiveStream:
                 self._has_text = True
                 meter.first_partial(now_s - self._came_at(event.start_s))
             case Final():
-                self._has_text = True
+                if not self._has_text:
+                    meter.first_partial(now_s - self._came_at(event.segment.start_s))
+                self._has_text = False  # of the next phrase
                 words = event.segment.words
                 meter.final_delay(now_s - self._came_at(words[-1].end_s if words else event.segment.end_s))
             case Sound(state="started"):

@@ -272,7 +272,9 @@ class LiveMetrics:
         self._content = ContentMetrics("live")
         self._streams = LastingGauge("soundstage_live_streams", "Live streams that are open.")
         self._lag = self._delay("stream_lag", "How far analysis is behind what has arrived of a live stream.")
-        self._first_partial = self._delay("first_partial", "From the first speech of a live stream to its first text.")
+        self._first_partial = self._delay(
+            "first_partial", "From the beginning of a live phrase to its first text, partial or final."
+        )
         self._final = self._delay("final_delay", "From the end of what is said to its final text.")
         self._sound = self._delay("sound_delay", "From the start of a sound to its first event.")
 

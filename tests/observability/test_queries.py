@@ -71,19 +71,14 @@ def test_a_misspelt_metric_is_noticed(observed: Observed, instances: list[str]) 
     assert not metrics_of(expr) <= set(observed.prometheus("label/__name__/values"))
 
 
-def test_scrapes_are_quick_and_series_few(observed: Observed, instances: list[str]) -> None:
-    """200 ms for a scrape of a node and 3,000 series of it, here under load."""
+def test_series_are_few(observed: Observed, instances: list[str]) -> None:
+    """3,000 of a node are kept, here under load; how long a scrape takes, benchmarks.observability measures."""
     node = f'job="ray", instance="{instances[0]}"'
-    # The quickest of many: whoever else uses the machine makes scrapes slower.
-    seconds = observed.value(f"min_over_time(scrape_duration_seconds{{{node}}}[2m])")
-    median = observed.value(f"quantile_over_time(0.5, scrape_duration_seconds{{{node}}}[2m])")
     kept = observed.value(f"max_over_time(scrape_samples_post_metric_relabeling{{{node}}}[2m])")
     offered = observed.value(f"max_over_time(scrape_samples_scraped{{{node}}}[2m])")
-    print(f"scrape {seconds} s, in the middle {median} s; {kept} series kept of {offered}")
-    assert seconds is not None
-    assert offered is not None
-    assert seconds <= 0.2
-    assert offered <= 3000
+    print(f"{kept} series kept of {offered}")
+    assert kept is not None
+    assert kept <= 3000
 
 
 def test_all_that_is_scraped_is_up(observed: Observed) -> None:
@@ -96,7 +91,8 @@ def test_rays_own_dashboards_are_where_they_are_provisioned_from(observed: Obser
     folder = session / Path(RAY_DASHBOARDS).relative_to("/tmp/ray/session_latest")
     boards = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")}
     assert [name for name in boards if name.startswith("serve_")]
-    # Of the name of the data source that is provisioned beside them.
-    text = json.dumps(boards)
-    assert '"type": "prometheus"' in text
+    # They ask for a data source of this type, whatever its name; one is provisioned beside them.
+    for name, board in boards.items():
+        variables = {each["name"]: each for each in board["templating"]["list"]}
+        assert (variables["datasource"]["type"], variables["datasource"]["query"]) == ("datasource", "prometheus"), name
     assert not {board["uid"] for board in boards.values()} & {board.uid for board in BOARDS}
