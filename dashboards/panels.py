@@ -234,6 +234,8 @@ def _drawn(panel: Panel) -> Any:
             if panel.warn is not None or panel.alarm is not None:
                 style = common.GraphThresholdsStyleMode.DASHED
                 lines = lines.thresholds_style(common_builder.GraphThresholdsStyleConfig().mode(style))
+                # So that lines near nothing, or at it, are seen beside where they would be bad.
+                lines = lines.axis_soft_max(max(value for value in (panel.warn, panel.alarm) if value is not None))
             return lines
 
 

@@ -93,11 +93,14 @@ def assemble() -> Path:
             copy = Path(folder) / path.relative_to(HERE / "assembly")
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, copy)
-        done = subprocess.run(  # noqa: S603
-            [maven, "-B", "-ntp", "-q", "package"],
-            cwd=folder, env={**os.environ, "JAVA_HOME": str(java_home)},
-            capture_output=True, text=True, check=False, timeout=ASSEMBLE_TIMEOUT_S,
-        )  # fmt: skip
+        try:
+            done = subprocess.run(  # noqa: S603
+                [maven, "-B", "-ntp", "-q", "package"],
+                cwd=folder, env={**os.environ, "JAVA_HOME": str(java_home)},
+                capture_output=True, text=True, check=False, timeout=ASSEMBLE_TIMEOUT_S,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as e:
+            raise NiFiUnavailable(f"Maven took longer than {ASSEMBLE_TIMEOUT_S} s; try again") from e
         if done.returncode != 0:
             errors = [line for line in done.stdout.splitlines() if "ERROR" in line][:5]
             raise NiFiUnavailable("Maven could not put NiFi together:\n" + "\n".join(errors))

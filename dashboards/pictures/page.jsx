@@ -132,8 +132,8 @@ function HeatMap({ frames, width, height }) {
 
 function Drawn({ panel, frames, width, height }) {
   if (!frames.length) return <div style={{ color: theme.colors.text.secondary, paddingTop: height / 2 - 10, textAlign: 'center' }}>No data</div>;
-  if (panel.type === 'stat')
-    return <BigValue value={shown(frames[0])} width={width} height={height} theme={theme} colorMode="value" graphMode="none" justifyMode="auto" textMode="auto" />;
+  if (panel.type === 'stat') // for a narrower font than this page has
+    return <BigValue value={shown(frames[0])} width={0.85 * width} height={height} theme={theme} colorMode="value" graphMode="none" justifyMode="auto" textMode="auto" />;
   if (panel.type === 'bargauge') return <Bars frames={frames} width={width} height={height} />;
   if (panel.type === 'heatmap') return <HeatMap frames={frames} width={width} height={height} />;
   const range = { from: dateTime(fromS * 1e3), to: dateTime(toS * 1e3) };
