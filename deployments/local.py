@@ -38,7 +38,8 @@ CONFIG = ROOT / "serve_config.yaml"
 OBJECT_STORE_BYTES = 1024**3
 """Ray's shared memory: uploads, and chunks on their way to the models."""
 
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 300.0
+PORT_TIMEOUT_S = 5.0
 STOP_TIMEOUT_S = 5.0
 
 _console = Console(stderr=True)
@@ -76,6 +77,17 @@ class Ports:
             for sock in sockets:
                 sock.close()
         return cls(**numbers)
+
+
+def _bind_error(port: int) -> OSError | None:
+    """Why a port cannot be had."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError as e:
+            return e
+    return None
 
 
 def _bind_next(sock: socket.socket, candidates: Iterator[int]) -> int:
@@ -310,13 +322,13 @@ class LocalCluster:
         return are_running and self.is_ready()
 
     def _refuse_taken_ports(self) -> None:
+        # A process that was killed a moment ago may hold its port still, while the kernel takes its memory apart.
+        deadline = time.monotonic() + PORT_TIMEOUT_S
         for name, port in asdict(self.ports).items():
-            with socket.socket() as sock:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    sock.bind(("127.0.0.1", port))
-                except OSError as e:
-                    raise LocalError(f"port {port} ({name}) is in use by another program; end it first") from e
+            while (error := _bind_error(port)) is not None:
+                if time.monotonic() > deadline:
+                    raise LocalError(f"port {port} ({name}) is in use by another program; end it first") from error
+                time.sleep(0.1)
 
     def _poll(self, is_done: Callable[[], bool], complaint: str) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S

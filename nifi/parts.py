@@ -30,6 +30,12 @@ _TYPES: Mapping[str, tuple[str, str]] = {
     "JsonRecordSetWriter": ("org.apache.nifi.json", _RECORDS),
 }
 """Package and bundle of types that are not standard processors."""
+_SAID: Mapping[str, Mapping[str, str]] = {
+    "UpdateAttribute": {"Store State": "Do not store state"},
+    "RouteOnAttribute": {"Routing Strategy": "Route to Property name"},
+}
+"""Properties on which relationships depend, with their defaults: where a flow that is replaced leaves them out, NiFi
+takes them away and offers the relationships of another value, so that the part is invalid."""
 
 PRIORITY = "org.apache.nifi.prioritizer.PriorityAttributePrioritizer"
 OLDEST_FIRST = "org.apache.nifi.prioritizer.FirstInFirstOutPrioritizer"
@@ -383,6 +389,7 @@ def _name_context(group: Group, context: str) -> None:
 
 def _typed(type_name: str, properties: Mapping[str, str | Part], sensitive: Sequence[str] = ()) -> dict[str, Any]:
     package, artifact = _TYPES.get(type_name, (_STANDARD_PACKAGE, _STANDARD))
+    properties = {**_SAID.get(type_name, {}), **properties}
     return {
         "type": f"{package}.{type_name}",
         "bundle": api.Bundle(group="org.apache.nifi", artifact=artifact, version=NIFI_VERSION),

@@ -193,6 +193,7 @@ def test_what_is_known_is_not_done_again(proof: Proof, recordings: Recordings) -
     wait_for(lambda: "known/take.flac.srt" in proof.delivered(), 120, "the file of the same stem")
     assert proof.front.n_requests - n_before == 2
     # A restart with a new list of what was seen: the deliveries are remembered elsewhere.
+    wait_for(lambda: proof.canvas.status().n_queued == 0, 120, "queues to be empty")
     proof.canvas.remove()
     proof.canvas.deploy(proof.values())
     proof.canvas.start()
@@ -301,8 +302,10 @@ def test_another_source_comes_in_by_the_port_beside_the_group(proof: Proof, reco
     finally:
         for part in (take, name):
             nipyapi.canvas.schedule_processor(part, False)
+        proof.canvas.stop()  # from a port that runs, nothing can be taken away
         for part in (name, take):
             nipyapi.canvas.delete_processor(nipyapi.canvas.get_processor(part.id, "id"), force=True)
+        proof.canvas.start()
 
 
 def _add_part(group: str, type_name: str, name: str, properties: dict[str, str]) -> Any:
@@ -449,6 +452,7 @@ def test_what_runs_is_what_is_in_the_repository(proof: Proof) -> None:
 
 def test_a_missing_secret_is_refused_before_the_start(nifi: object, proof: Proof) -> None:
     # NiFi itself says that a flow without its secret is valid, and starts it.
+    wait_for(lambda: proof.canvas.status().n_queued == 0, 120, "queues to be empty")
     proof.canvas.remove()
     try:
         proof.canvas.deploy({name: value for name, value in proof.values().items() if name != "authorization"})
