@@ -268,7 +268,9 @@ class RayNetwork(Network):
         self.keep(name)
         answer = self.ask_dashboard("/nodes?view=summary")
         nodes = answer["data"]["summary"] if answer else []
-        return any(node["ip"] == self.nodes[name].ip and node["raylet"].get("state") == "ALIVE" for node in nodes)
+        ip = self.nodes[name].ip
+        # One that has just come tells nothing of itself yet.
+        return any(node.get("ip") == ip and node["raylet"].get("state") == "ALIVE" for node in nodes)
 
     def start_worker(self, name: str, *, n_cpus: int, resources: Mapping[str, float]) -> Node:
         """Add a node with these resources."""
