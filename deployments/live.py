@@ -82,7 +82,7 @@ class LiveMeter(Protocol):
         ...
 
     def first_partial(self, seconds: float) -> None:
-        """The first text of a stream came so long after its first speech."""
+        """The first text of a phrase, partial or final, came so long after its beginning."""
         ...
 
     def final_delay(self, seconds: float) -> None:

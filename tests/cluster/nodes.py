@@ -6,6 +6,7 @@ exactly its processes. Needs root.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import secrets
@@ -287,6 +288,11 @@ class RayNetwork(Network):
             env,
         )  # fmt: skip
         return node
+
+    def wait_for(self, *names: str) -> None:
+        """Until all of these nodes are alive."""
+        for name in names:
+            poll(f"node {name}", functools.partial(self.is_alive, name), timeout_s=240)
 
     def ask_dashboard(self, path: str, *, ip: str | None = None) -> Any:
         """What the head's dashboard answers; None while it does not."""

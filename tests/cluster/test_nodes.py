@@ -64,8 +64,7 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNetwork]:
         poll("the head", lambda: network.ask_dashboard("/api/version"), timeout_s=150)
         network.start_worker("one", n_cpus=2, resources={"gpu_like": 1})
         network.start_worker("two", n_cpus=2, resources={"gpu_like": 1})
-        for name in ("one", "two"):
-            poll(f"node {name}", functools.partial(network.is_alive, name), timeout_s=240)
+        network.wait_for("one", "two")
         network.deploy(document(keys))
         poll("the service", lambda: network.status() == "RUNNING", timeout_s=240)
         yield network
@@ -189,14 +188,14 @@ def test_a_new_node_takes_replicas(ray: RayNetwork) -> None:
     ray.remove("two")
     ray.start_worker("three", n_cpus=2, resources={"gpu_like": 1})
     started_s = time.monotonic()
-    poll("node three", lambda: ray.is_alive("three"), timeout_s=240)
+    ray.wait_for("three")
     poll("replicas on the new node", lambda: are_on(ray, "one", "three"), timeout_s=180)
     print(f"new node full after {time.monotonic() - started_s:.0f} s")
 
 
 def test_a_node_that_is_emptied_first_fails_no_request_at_all(ray: RayNetwork) -> None:
     ray.start_worker("four", n_cpus=2, resources={"gpu_like": 1})
-    poll("node four", lambda: ray.is_alive("four"), timeout_s=240)
+    ray.wait_for("four")
     env = ray.environment() | {"RAY_ADDRESS": f"{ray.nodes['head'].ip}:{ray.GCS_PORT}"}
     with Load(ray.url("head")) as load:
         load.answered(4)

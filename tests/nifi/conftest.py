@@ -201,7 +201,7 @@ class Proof:
         """What the flow reports of all that happened since the last report: sums by day, and every event."""
         reports = self.folder / "work" / "reports"
         before = set(reports.glob("*.json"))
-        wait_for(lambda: self.canvas.status().n_queued == 0, 60, "queues to be empty")
+        self.wait_until_empty(60)
         self.canvas.report()
         wait_for(lambda: len(set(reports.glob("*.json")) - before) == 2, 60, "the report")
         events, summary = sorted(set(reports.glob("*.json")) - before, key=lambda path: path.suffixes)
@@ -210,6 +210,10 @@ class Proof:
     def events(self) -> list[dict[str, Any]]:
         """Every event since the last report."""
         return self.report()[1]
+
+    def wait_until_empty(self, timeout_s: float = 120) -> None:
+        """Until no file waits in a queue of the flow."""
+        wait_for(lambda: self.canvas.status().n_queued == 0, timeout_s, "queues to be empty")
 
     def kill_service(self) -> None:
         """End every process of the service at once, as when its machine fails."""

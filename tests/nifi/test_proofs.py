@@ -193,14 +193,14 @@ def test_what_is_known_is_not_done_again(proof: Proof, recordings: Recordings) -
     wait_for(lambda: "known/take.flac.srt" in proof.delivered(), 120, "the file of the same stem")
     assert proof.front.n_requests - n_before == 2
     # A restart with a new list of what was seen: the deliveries are remembered elsewhere.
-    wait_for(lambda: proof.canvas.status().n_queued == 0, 120, "queues to be empty")
+    proof.wait_until_empty()
     proof.canvas.remove()
     proof.canvas.deploy(proof.values())
     proof.canvas.start()
     last = Rush(source="known/last.wav", samples=samples * 0.7, format=WAV, transcript=None)
     expected = drop([last], proof)
     wait_for(lambda: proof.n_whole(expected) == 1, 300, "the file after the flow was made anew")
-    wait_for(lambda: proof.canvas.status().n_queued == 0, 120, "queues to be empty")
+    proof.wait_until_empty()
     assert proof.front.n_requests - n_before == 3
 
 
@@ -452,7 +452,7 @@ def test_what_runs_is_what_is_in_the_repository(proof: Proof) -> None:
 
 def test_a_missing_secret_is_refused_before_the_start(nifi: object, proof: Proof) -> None:
     # NiFi itself says that a flow without its secret is valid, and starts it.
-    wait_for(lambda: proof.canvas.status().n_queued == 0, 120, "queues to be empty")
+    proof.wait_until_empty()
     proof.canvas.remove()
     try:
         proof.canvas.deploy({name: value for name, value in proof.values().items() if name != "authorization"})
@@ -558,6 +558,6 @@ def test_removing_is_refused_while_files_wait(proof: Proof, recordings: Recordin
             proof.canvas.remove()
     finally:
         proof.front.set_busy(False)
-    wait_for(lambda: proof.canvas.status().n_queued == 0, 120, "queues to be empty")
+    proof.wait_until_empty()
     proof.canvas.remove()
     assert Canvas(proof.nifi.url).group_id() is None
