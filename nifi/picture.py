@@ -28,6 +28,8 @@ GAP = 20.0
 WIDTH = 1600.0
 """Of all panels of a shelf."""
 LINE_H = 12.0
+LETTER_W = 5.2
+"""Of a label, on average."""
 
 CANVAS_SIZES = {"PROCESSOR": (352.0, 128.0), "PORT": (240.0, 48.0), "GROUP": (384.0, 176.0)}
 """How NiFi draws them; positions are of the upper left corner."""
@@ -150,20 +152,21 @@ def _shelves(panels: Sequence[_Panel], width: float) -> Iterator[list[_Panel]]:
 def _panel(group: Mapping[str, Any], *, overview: bool = False) -> _Panel:
     """The elements of one group, and how wide and high they are."""
     boxes = dict(_overview_boxes(group) if overview else _boxes(group))
-    left = min(box.x - box.width / 2 for box in boxes.values())
     top = min(box.y - box.height / 2 for box in boxes.values())
-    right = max(box.x + box.width / 2 for box in boxes.values())
     bottom = max(box.y + box.height / 2 for box in boxes.values())
     holder = ET.Element("g")
     _text(holder, 18, 28, group["name"], size=17, fill=TEXT, weight="600")
     _text(holder, 18, 48, group.get("comments", ""), size=12.5, fill=MUTED)
-    inner = ET.SubElement(holder, "g", {"transform": f"translate({24 - left:.1f} {HEADER + 10 - top:.1f})"})
+    inner = ET.SubElement(holder, "g")
     lines = ET.SubElement(inner, "g")
     for box in boxes.values():
         _draw_box(inner, box)
     labels = ET.SubElement(inner, "g")
     for connection in group["connections"]:
         _draw_connection(lines, labels, boxes, connection, group["connections"], overview=overview)
+    sides = [*_sides(labels), *((box.x - box.width / 2, box.x + box.width / 2) for box in boxes.values())]
+    left, right = min(side for side, _ in sides), max(side for _, side in sides)
+    inner.set("transform", f"translate({24 - left:.1f} {HEADER + 10 - top:.1f})")
     width, height = right - left + 108, bottom - top + HEADER + 32
     if overview:
         for number, (kind, meaning) in enumerate(LEGEND):
@@ -172,6 +175,14 @@ def _panel(group: Mapping[str, Any], *, overview: bool = False) -> _Panel:
             _text(holder, width + 54, y + 12, meaning, size=11.5, fill=MUTED)
         width += 260
     return _Panel(list(holder), width, height)
+
+
+def _sides(labels: ET.Element) -> Iterator[tuple[float, float]]:
+    """About where each label begins and ends."""
+    for label in labels:
+        x, width = float(label.attrib["x"]), len(label.text or "") * LETTER_W
+        start = x - width / 2 if label.attrib["text-anchor"] == "middle" else x
+        yield start, start + width
 
 
 def _overview_boxes(group: Mapping[str, Any]) -> Iterator[tuple[str, Box]]:

@@ -19,11 +19,14 @@ import pytest
 import srt
 import webvtt
 
+from deployments.auth import hash_key
 from soundstage.models import registry
 from soundstage.pipeline import DEFAULT_MIN_SCORE, SOUND_MODEL, Pipeline
 from soundstage.sound.listener import SoundListener
 from soundstage.types import EncodedAudio
-from tests.contract.conftest import Service, wav_bytes
+from tests.contract.conftest import KEY, Service, wav_bytes
+
+NEXT_KEY = "the key of next year"
 
 
 def poll(is_done: Callable[[], bool], timeout_s: float, complaint: str) -> None:
@@ -39,6 +42,29 @@ def test_alive_ready_and_documented(service: Service) -> None:
     assert service.client.get("/readyz").json() == {"status": "ready"}
     assert "/v1/analyze" in service.client.get("/openapi.json").json()["paths"]
     assert "swagger" in service.client.get("/docs").text
+
+
+def test_a_key_is_rotated_while_it_runs(service: Service) -> None:
+    file = Path(service.document["applications"][0]["args"]["auth"]["api_keys_file"])
+    before = file.read_text()
+
+    def replace(text: str) -> None:
+        other = file.with_suffix(".new")
+        other.write_text(text)
+        other.rename(file)
+
+    def status_of(key: str) -> int:
+        return httpx.get(f"{service.url}/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code
+
+    assert status_of(NEXT_KEY) == 403
+    try:
+        replace(f"{before}next-year:{hash_key(NEXT_KEY)}\n")
+        assert (status_of(KEY), status_of(NEXT_KEY)) == (200, 200)
+        replace(f"next-year:{hash_key(NEXT_KEY)}\n")
+        assert (status_of(KEY), status_of(NEXT_KEY)) == (403, 200)
+    finally:
+        replace(before)
+    assert (status_of(KEY), status_of(NEXT_KEY)) == (200, 403)
 
 
 def test_models_show_version_licence_and_accuracy(service: Service) -> None:
