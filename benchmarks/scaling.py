@@ -4,8 +4,9 @@ Measured on this machine, in one run: a load curve of one replica a stage (clien
 target_ongoing_requests is chosen; then a ramp and a spike with autoscaling, with replicas, requests in flight, p95 and
 refusals over time, drawn into benchmarks/results/scaling.png.
 
-Simulated: `simulate` carries the measured cost of a second of audio to many live streams on many nodes. It is a model,
-not a measurement: what it assumes is in `Assumptions`.
+Simulated: `simulate` carries the measured cost of a stream to many of them on many nodes: live ones with words while
+they are being said, and audio that is sent in pieces and written down once. It is a model, not a measurement: what it
+assumes is in `Assumptions`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ CONCURRENCY = (1, 2, 4, 8, 16, 32, 64)
 CLIENTS_TIMEOUT_S = 60.0
 MAX_P95_S = 2.0
 """For a clip of CLIP_S: the most requests in flight that keep it are the target of autoscaling."""
+
+STREAMS = (1_000, 10_000, 100_000)
+"""How many are simulated."""
 
 _console = Console(stderr=True)
 
@@ -228,8 +232,8 @@ class Assumptions:
     """What the simulation takes for given.
 
     Attributes:
-        core_s_per_audio_s: Measured: the cores of a machine over the seconds of audio that it takes a second.
-        chunk_s: Live streams ask the models for so much audio at once.
+        core_s_per_audio_s: Measured: cores that a stream keeps busy.
+        chunk_s: It asks the models for so much audio at once.
         cores_per_node: Of a worker, and how many of them replicas get.
         node_hour: Price of such a node, in the currency you like.
         node_start_s: From the wish to a node that runs, its image pulled.
@@ -311,13 +315,11 @@ def simulate(n_streams: int, assumed: Assumptions, *, ramp_s: float = 1800.0, st
     }
 
 
-def cost_of_audio(measured: float) -> float:
-    """Cores for a second of audio a second: as `python -m benchmarks.serving` found, else as measured now."""
-    path = RESULTS_DIR / "serving.json"
-    if path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        measured = kept["machine"]["n_cpus"] / kept["detail"]["served_audio_s_per_s"]
-    return round(measured, 4)
+def cost_of_live_stream() -> float | None:
+    """Cores of a stream with words as they are said, by the run of `benchmarks.streaming` with the most streams."""
+    kept = [json.loads(path.read_text(encoding="utf-8"))["figures"] for path in RESULTS_DIR.glob("streaming_*.json")]
+    costs = {figures["n_streams"]: figures.get("cores_per_stream") for figures in kept if not figures["n_bulk_clients"]}
+    return costs[max(costs)] if costs else None
 
 
 def main(
@@ -347,7 +349,7 @@ def main(
             cluster.stop()
     draw(RESULTS_DIR / "scaling.png", requests, seen, steps)
     best = max(row["audio_s_per_s"] for row in curve)
-    assumed = Assumptions(core_s_per_audio_s=cost_of_audio(n_cores / best))
+    costs = {"in pieces, written once": round(n_cores / best, 4), "live, words as they are said": cost_of_live_stream()}
     good = [request for request in requests if request.code == 200]
     figures = {
         "target_ongoing_requests": target,
@@ -362,13 +364,17 @@ def main(
         "p95_s": round(p95([request.took_s for request in good]), 2),
         "load_before": round(load_before, 1),
     }
-    simulated = [simulate(n, assumed) for n in (1_000, 10_000, 100_000)]
-    write_result(
-        "scaling", figures, {"curve": curve, "steps": steps, "assumed": asdict(assumed), "simulated": simulated}
-    )
+    simulated = {
+        kind: [simulate(n, Assumptions(core_s_per_audio_s=cost)) for n in STREAMS]
+        for kind, cost in costs.items()
+        if cost is not None
+    }
+    others = asdict(Assumptions(core_s_per_audio_s=math.nan)) | {"core_s_per_audio_s": costs}
+    write_result("scaling", figures, {"curve": curve, "steps": steps, "assumed": others, "simulated": simulated})
     _console.print(as_table("scaling", figures))
-    for row in simulated:
-        _console.print(as_table(f"simulated: {row['streams']} streams", row))
+    for kind, rows in simulated.items():
+        for row in rows:
+            _console.print(as_table(f"simulated: {row['streams']} streams, {kind}", row))
 
 
 if __name__ == "__main__":

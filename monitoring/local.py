@@ -118,13 +118,14 @@ class Monitor:
             ],
         }  # fmt: skip
 
-    def start(self) -> dict[str, subprocess.Popen[bytes]]:
-        """Start everything and wait until it answers.
+    def start(self, *names: str) -> dict[str, subprocess.Popen[bytes]]:
+        """Start everything, or what is named, and wait until it answers.
 
         Raises:
             MonitorError: Something is not installed, or does not start.
         """
         commands = self.commands()
+        commands = {name: commands[name] for name in names or commands}
         self.write_configuration()
         running = {}
         for name, command in commands.items():
@@ -136,9 +137,9 @@ class Monitor:
             "canary": f"http://{HOST}:{self.canary_port}/metrics",
         }
         deadline_s = time.monotonic() + START_TIMEOUT_S
-        for name, url in ready.items():
-            while not _answers(url):
-                if running[name].poll() is not None or time.monotonic() > deadline_s:
+        for name, process in running.items():
+            while not _answers(ready[name]):
+                if process.poll() is not None or time.monotonic() > deadline_s:
                     stop(running)
                     tail = (self.state_dir / f"{name}.log").read_text(encoding="utf-8", errors="replace")[-1000:]
                     raise MonitorError(f"{name} did not start; see {self.state_dir / name}.log:\n{tail}")

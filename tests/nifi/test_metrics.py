@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
+from pathlib import Path
+
 import httpx
+import pytest
 
 from dashboards.boards import BOARDS
+from monitoring.local import Monitor, stop
 from nifi.canvas import Login
-from nifi.metrics import OLDEST, Figures
+from nifi.local import free_port
+from nifi.metrics import OLDEST, Figures, server
+from soundstage import sample
 from tests.conftest import ROOT
-from tests.nifi.conftest import Proof
-from tests.observability.grafana import metrics_of
+from tests.nifi.conftest import Proof, wait_for
+from tests.observability.grafana import metrics_of, substituted
+from tests.observability.tools import how_to_get, missing
+
+SCRAPE_S = 1
+PANELS = {panel.title: panel.queries for board in BOARDS for panel in board.panels if panel.feed == "nifi"}
 
 
 def test_every_figure_that_panels_and_alerts_ask_for_is_told(proof: Proof) -> None:
@@ -23,3 +35,39 @@ def test_every_figure_that_panels_and_alerts_ask_for_is_told(proof: Proof) -> No
     assert asked - {OLDEST} <= told
     assert 'component_type="Connection"' in text
     assert 'source_name="' in text
+
+
+def test_every_panel_of_nifi_finds_something_while_a_file_waits(proof: Proof, tmp_path: Path) -> None:
+    if absent := missing("prometheus"):
+        pytest.skip(f"SKIPPED, NOT PROVEN: {how_to_get(absent)}")
+    monitor = Monitor(
+        cluster=proof.cluster, state_dir=tmp_path, prometheus_port=free_port(), nifi_port=free_port(),
+        scrape_interval_s=SCRAPE_S,
+    )  # fmt: skip
+    assert monitor.nifi_port is not None
+
+    def values(expr: str) -> list[float]:
+        query = substituted(expr, instances=[], range_s=60)
+        answer = httpx.get(f"{monitor.prometheus_url}/api/v1/query", params={"query": query}, timeout=30)
+        return [float(series["value"][1]) for series in answer.raise_for_status().json()["data"]["result"]]
+
+    there = proof.watch / "panels" / "clip.wav"
+    there.parent.mkdir()
+    proof.front.set_busy(True)
+    with httpx.Client(base_url=proof.nifi.url, timeout=30) as client:
+        figures = server(Figures(client, Login()), "127.0.0.1", monitor.nifi_port)
+        threading.Thread(target=figures.serve_forever).start()
+        running = monitor.start("prometheus")
+        try:
+            shutil.copy(sample.reading_path(), there)
+            wait_for(lambda: any(value > 0 for value in values(OLDEST)), 60, "a file that waits")
+            assert len(PANELS) == 3
+            for title, queries in PANELS.items():
+                assert all(values(query.expr) for query in queries), title
+        finally:
+            proof.front.set_busy(False)
+            stop(running)
+            figures.shutdown()
+            figures.server_close()
+    wait_for(lambda: "panels/clip.json" in proof.delivered(), 120, "the file that waited")
+    proof.report()

@@ -15,7 +15,7 @@ from tests.observability.conftest import SCRAPE_S, Observed, poll
 from tests.observability.grafana import metrics_of, panels_of, substituted
 
 WITHOUT_PROOF = {
-    "nifi": "the flow does not run here",
+    "nifi": "the flow does not run here; `make test-nifi` proves it",
     "gpu": "this machine has no GPU",
 }
 FEEDS = {(board.uid, panel.title): panel.feed for board in BOARDS for panel in board.panels}
