@@ -228,13 +228,13 @@ class Proof:
         self.cluster.deploy_document(self.document)
 
 
-def wait_for(is_done: Callable[[], Any], timeout_s: float, what: str) -> float:
+def wait_for(is_done: Callable[[], Any], timeout_s: float, what: str, *, every_s: float = 0.25) -> float:
     """Seconds until something is so."""
     start = time.monotonic()
     while not is_done():
         if time.monotonic() - start > timeout_s:
             raise AssertionError(f"waited {timeout_s:.0f} s in vain for {what}")
-        time.sleep(0.25)
+        time.sleep(every_s)
     return time.monotonic() - start
 
 
