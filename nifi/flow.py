@@ -111,6 +111,7 @@ class Tuning:
 
     Attributes:
         concurrency: Requests at once. More than the service has room for (`max_concurrent_requests`) earn only 503.
+            Measured on two cores, clips of 5 s: 7.4 a second with 8, 8.9 with 16, at a p95 of 1.3 and 2.3 s.
         window: Files whose content waits in NiFi for the service; all others wait as names on a list. Bounds NiFi's
             disk and memory in a flood.
     """

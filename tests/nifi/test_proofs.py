@@ -1,7 +1,7 @@
 """What a media production engineer is promised, on a real NiFi with a real service: `make test-nifi`.
 
 Sizes: SOUNDSTAGE_NIFI_FILES (200), SOUNDSTAGE_NIFI_LONGEST_S (600), SOUNDSTAGE_NIFI_FLOOD (2000),
-SOUNDSTAGE_NIFI_THROUGHPUT (60), SOUNDSTAGE_NIFI_HOUR_S (3600).
+SOUNDSTAGE_NIFI_THROUGHPUT (120), SOUNDSTAGE_NIFI_HOUR_S (3600).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.shared_data
 N_FILES = int(os.environ.get("SOUNDSTAGE_NIFI_FILES", "200"))
 LONGEST_S = float(os.environ.get("SOUNDSTAGE_NIFI_LONGEST_S", "600"))
 N_FLOOD = int(os.environ.get("SOUNDSTAGE_NIFI_FLOOD", "2000"))
-N_THROUGHPUT = int(os.environ.get("SOUNDSTAGE_NIFI_THROUGHPUT", "60"))
+N_THROUGHPUT = int(os.environ.get("SOUNDSTAGE_NIFI_THROUGHPUT", "120"))
 HOUR_S = float(os.environ.get("SOUNDSTAGE_NIFI_HOUR_S", "3600"))
 BUSY_S = float(os.environ.get("SOUNDSTAGE_NIFI_BUSY_S", "60"))
 READ_TIMEOUT_S = 30
@@ -57,10 +57,22 @@ def recordings(shared_data: Path) -> Recordings:
     return Recordings(shared_data)
 
 
-def drop(rushes: list[Rush], proof: Proof) -> dict[str, set[str]]:
-    """Write rushes into the watch folder; the documents that each is to become."""
+def drop(rushes: list[Rush], proof: Proof, *, at_once: bool = False) -> dict[str, set[str]]:
+    """Write rushes into the watch folder; the documents that each is to become.
+
+    Args:
+        rushes: What to write.
+        proof: Where.
+        at_once: Write them elsewhere and move them there in the end, their age included.
+    """
+    folder = proof.folder / "card" if at_once else proof.watch
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda rush: rush.write(proof.watch), rushes))
+        list(pool.map(lambda rush: rush.write(folder), rushes))
+    if at_once:
+        for rush in rushes:
+            there = proof.watch / rush.source
+            there.parent.mkdir(parents=True, exist_ok=True)
+            (folder / rush.source).rename(there)
     return {rush.source: rush.documents(SUFFIXES) for rush in rushes}
 
 
@@ -332,38 +344,40 @@ def _answers(url: str) -> bool:
 
 def test_nothing_is_lost_or_doubled_whatever_restarts(proof: Proof, recordings: Recordings) -> None:
     rushes = recordings.rushes("storm", N_FILES, first=1000, longest_s=LONGEST_S)
-    expected = drop(rushes, proof)
     n_before, told = proof.front.n_requests, []
+    expected = drop(rushes, proof, at_once=True)
     start = time.monotonic()
 
-    def reached(share: float) -> None:
+    def reached(share: float, then: str) -> None:
         wait_for(lambda: proof.n_whole(expected) >= share * len(rushes), PATIENCE_S, f"{share:.0%} of the files")
-        told.append(f"{proof.n_whole(expected)} at {time.monotonic() - start:.0f} s")
+        n_whole = proof.n_whole(expected)
+        told.append(f"{then} after {n_whole}, {time.monotonic() - start:.0f} s")
+        assert n_whole < len(rushes) or share == 1, "nothing is left for it to disturb"
 
-    reached(0.1)
+    reached(0.1, "a replica killed")
     _kill_a_replica(proof)
-    reached(0.2)
+    reached(0.2, "NiFi killed")
     proof.nifi.kill()
     assert proof.nifi.pid is None
     proof.nifi.start()
     proof.connect()
-    reached(0.35)
+    reached(0.35, "the service busy")
     n_requests, n_refused = proof.front.n_requests, proof.front.n_refused
     proof.front.set_busy(True)
     time.sleep(BUSY_S)  # the outage itself
     proof.front.set_busy(False)
     assert proof.front.n_requests == n_requests
     n_refused = proof.front.n_refused - n_refused
-    reached(0.5)
+    reached(0.5, "the service killed")
     proof.kill_service()
     proof.restart_service()
-    reached(0.7)
+    reached(0.7, "delivery refused")
     _refuse_delivery(proof, 20)
-    reached(0.85)
+    reached(0.85, "NiFi killed")
     proof.nifi.kill()
     proof.nifi.start()
     proof.connect()
-    reached(1.0)
+    reached(1.0, "all")
     wall_s = time.monotonic() - start
     assert proof.delivered("storm") == set().union(*expected.values())
     events = Counter(
@@ -514,6 +528,8 @@ def beside_the_client(proof: Proof, clips: list[Rush], n_direct: int, while_it_r
 
 def test_the_flow_is_nearly_as_fast_as_the_client(proof: Proof, recordings: Recordings) -> None:
     """Rushes of half a minute: the models are what takes time, as they should be."""
+    if N_THROUGHPUT < 100:
+        pytest.skip("SKIPPED, NOT PROVEN: of fewer files, the first and the last ones make the rate")
     clips = list(_clips(recordings, "throughput", N_THROUGHPUT * 2, seconds=(25, 35)))
     found = beside_the_client(proof, clips, N_THROUGHPUT // 2, lambda: None)
     measured(
