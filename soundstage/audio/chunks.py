@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,7 +52,6 @@ class Chunker:
         self._max_frames = int(params.max_duration_s / FRAME_S)
         if self._min_frames >= self._max_frames:
             raise ValueError(f"min_duration_s must be below max_duration_s, got {params}")
-        self._voice_activity = VoiceActivity()
         # Ahead of the chunk, and now.
         self._before = SpeechTracker(voice_activity)
         self._tracker = SpeechTracker(voice_activity)
@@ -61,6 +62,11 @@ class Chunker:
         self._n_tracked = 0
         self._start = 0  # of the chunk in the stream, in samples
         self._index = 0
+
+    @cached_property
+    def _voice_activity(self) -> VoiceActivity:
+        """Only where nobody else listens: it takes megabytes, and each live stream has a chunker."""
+        return VoiceActivity()
 
     def push(self, samples: NDArray[np.float32]) -> list[Chunk]:
         """Take in more of the stream.

@@ -51,10 +51,14 @@ def expected(service: Service, pcm: NDArray[np.int16]) -> list[LiveEvent]:
 
 
 @asynccontextmanager
-async def connected(service: Service, first: Event, *, key: str | None = KEY) -> AsyncIterator[ClientConnection]:
+async def connected(
+    service: Service, first: Event, *, key: str | None = KEY, ping_s: float | None = 20
+) -> AsyncIterator[ClientConnection]:
     headers = {"Authorization": f"Bearer {key}"} if key is not None else None
     url = f"ws{service.url.removeprefix('http')}/v1/stream"
-    async with connect(url, additional_headers=headers, max_size=None, close_timeout=2) as connection:
+    async with connect(
+        url, additional_headers=headers, max_size=None, close_timeout=2, ping_interval=ping_s
+    ) as connection:
         await connection.send(json.dumps(first))
         yield connection
 
@@ -180,6 +184,37 @@ async def test_a_broken_connection_loses_and_doubles_nothing(
         sender = asyncio.create_task(send(connection, rest, speed=8.0))
         events = events[:-2] + await received(connection)
         await sender
+    assert_as_expected(events, expected)
+
+
+async def pings(connection: ClientConnection) -> None:
+    """Send one after the other, as long as there is a connection."""
+    while True:
+        await connection.ping()
+        await asyncio.sleep(0.5)
+
+
+@pytest.mark.slow
+async def test_a_half_open_connection_is_closed_and_its_stream_may_be_resumed(
+    service: Service, pcm: NDArray[np.int16], expected: list[LiveEvent]
+) -> None:
+    """Its client answers no ping, as one whose cable was pulled."""
+    async with connected(service, START, ping_s=None) as connection:
+        events = [json.loads(await connection.recv())]
+        await send(connection, pcm[: 6 * RATE], ends=False)
+        while events[-1]["type"] != "partial":
+            events.append(json.loads(await connection.recv()))
+        connection.transport.pause_reading()
+        with pytest.raises(ConnectionClosed):
+            await asyncio.wait_for(pings(connection), 60)
+    first = {"type": "resume", "stream_id": events[0]["stream_id"], "last_seq": events[-1]["seq"]}
+    async with connected(service, first) as connection:
+        ready = json.loads(await connection.recv())
+        assert ready["received_bytes"] == pcm[: 6 * RATE].nbytes
+        sender = asyncio.create_task(send(connection, pcm[6 * RATE :]))
+        events += await received(connection)
+        await sender
+    assert "silent_client" in [event["code"] for event in events if event["type"] == "warning"]
     assert_as_expected(events, expected)
 
 
