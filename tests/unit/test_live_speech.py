@@ -177,7 +177,8 @@ def test_flush_ends_the_utterance_where_it_is() -> None:
     speech.jobs = [job for job in speech.stream.jobs() if job.is_final]
     speech.say(1.28).say(1, prob=0)
     speech.jobs = speech.final_jobs
-    assert [job.waveform.end_s for job in speech.jobs] == pytest.approx([1.28, 2.56 + 0.224])
+    padding_s = LiveParams().voice_activity.padding_s
+    assert [job.waveform.end_s for job in speech.jobs] == pytest.approx([1.28, 2.56 + padding_s])
     assert speech.jobs[1].waveform.start_s == pytest.approx(1.28)
     speech.answer_all()
     assert [final.utterance for final in finals(speech.events)] == [0, 1]
