@@ -312,14 +312,19 @@ class LiveParams(Params):
     for a look and 50 ms and 30 ms for each second of audio for a text.
     """
 
-    voice_activity: VoiceActivityParams = VoiceActivityParams(min_silence_s=0.4, padding_s=0.128)
-    """An utterance ends after min_silence_s; its audio is known, and written down, after padding_s already.
+    voice_activity: VoiceActivityParams = VoiceActivityParams(min_silence_s=0.4)
+    """An utterance ends after min_silence_s.
 
-    Measured: with 0.4 s 4.24 % of the words are wrong, with 0.38 s 4.39 %, with 0.32 s 4.43 %, with 0.29 s 4.49 %;
-    with a padding of 0.2 s, as files have it, 4.18 %, with 0.128 s 4.22 %, and finals come 96 ms sooner.
+    Measured: with 0.4 s 4.24 % of the words are wrong, with 0.38 s 4.39 %, with 0.32 s 4.43 %, with 0.29 s 4.49 %.
+    """
+    tail_s: float = Field(0.16, gt=0)
+    """After its voice, an utterance holds so much; it is written down as soon as that was heard.
+
+    Measured on sentences cut close, of which 5.07 % of the words are wrong with 0.224 s, and finals come 64 ms later:
+    5.20 % with 0.192 s, 5.34 % with 0.16 s, 5.48 % with 0.128 s. On sentences as recorded it makes no difference.
     """
     long_utterance_s: float = Field(8.0, gt=1)
-    """A longer one ends as soon as padding_s of silence were heard.
+    """A longer one ends as soon as tail_s of silence were heard.
 
     Measured: 4.24 % with 8 s, 4.37 % with 6 s, 4.31 % with 10 s; without it, one in six is cut where there is no pause.
     """
@@ -374,8 +379,8 @@ class LiveParams(Params):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        if self.voice_activity.padding_s > self.voice_activity.min_silence_s:
-            raise ValueError("an utterance must not end before its padding is heard")
+        if self.tail_s > self.voice_activity.min_silence_s:
+            raise ValueError("an utterance must not end before its tail is heard")
         return self
 
 

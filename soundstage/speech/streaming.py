@@ -198,6 +198,7 @@ class SpeechStream:
         self._next_number = next_number
         activity = params.voice_activity
         self._n_padding = n_frames_in(activity.padding_s)
+        self._n_tail = n_frames_in(params.tail_s)
         self._n_min_speech = n_frames_in(activity.min_speech_s)
         self._n_long = int(params.long_utterance_s / FRAME_S)
         self._n_longest = int(params.max_utterance_s / FRAME_S)
@@ -294,14 +295,14 @@ class SpeechStream:
                 utterance = self._begin(n - 1)
             utterance.end, utterance.peak, utterance.asked = n, max(utterance.peak, prob), None
             self._judge(utterance)
-            self._bound_context(n + self._n_padding)
+            self._bound_context(n + self._n_tail)
             if n - utterance.first > self._n_longest:
                 self._cut(utterance)
         elif utterance is not None:
-            if tracker.n_quiet == self._n_padding and utterance.is_certain:
+            if tracker.n_quiet == self._n_tail and utterance.is_certain:
                 self._ask(utterance, n)
             is_long = n - utterance.first >= self._n_long
-            if not tracker.in_speech or (is_long and tracker.n_quiet >= self._n_padding):
+            if not tracker.in_speech or (is_long and tracker.n_quiet >= self._n_tail):
                 self._end(utterance)
 
     def _begin(self, voice: int) -> _Utterance:
@@ -337,7 +338,7 @@ class SpeechStream:
 
     def _end(self, utterance: _Utterance, end: int | None = None) -> None:
         """The utterance is over; with its padding, as far as that is heard, unless told otherwise."""
-        end = min(utterance.end + self._n_padding, self._probs.end) if end is None else end
+        end = min(utterance.end + self._n_tail, self._probs.end) if end is None else end
         if utterance.is_certain:
             if utterance.asked is None:
                 self._ask(utterance, end)

@@ -60,7 +60,7 @@ def test_a_hypothesis_that_begins_within_what_is_committed_adds_only_what_is_new
 
 
 def test_a_final_is_asked_for_once_its_padding_was_heard_and_told_at_its_endpoint() -> None:
-    speech = Speech(LiveParams(voice_activity=VoiceActivityParams(min_silence_s=0.48)))
+    speech = Speech(LiveParams(tail_s=0.224, voice_activity=VoiceActivityParams(min_silence_s=0.48)))
     speech.say(0.48, prob=0).say(1.6)
     assert not speech.final_jobs
     speech.say(0.224, prob=0)
@@ -75,7 +75,7 @@ def test_a_final_is_asked_for_once_its_padding_was_heard_and_told_at_its_endpoin
 
 
 def test_a_voice_that_goes_on_before_the_endpoint_makes_the_answer_a_hypothesis() -> None:
-    speech = Speech(LiveParams(voice_activity=VoiceActivityParams(min_silence_s=0.48)))
+    speech = Speech(LiveParams(tail_s=0.224, voice_activity=VoiceActivityParams(min_silence_s=0.48)))
     speech.say(1.6).say(0.288, prob=0)
     (early,) = speech.final_jobs
     speech.jobs.clear()
@@ -177,8 +177,7 @@ def test_flush_ends_the_utterance_where_it_is() -> None:
     speech.jobs = [job for job in speech.stream.jobs() if job.is_final]
     speech.say(1.28).say(1, prob=0)
     speech.jobs = speech.final_jobs
-    padding_s = LiveParams().voice_activity.padding_s
-    assert [job.waveform.end_s for job in speech.jobs] == pytest.approx([1.28, 2.56 + padding_s])
+    assert [job.waveform.end_s for job in speech.jobs] == pytest.approx([1.28, 2.56 + LiveParams().tail_s])
     assert speech.jobs[1].waveform.start_s == pytest.approx(1.28)
     speech.answer_all()
     assert [final.utterance for final in finals(speech.events)] == [0, 1]
