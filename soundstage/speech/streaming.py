@@ -337,7 +337,7 @@ class SpeechStream:
         self._new_jobs.append(job)
 
     def _end(self, utterance: _Utterance, end: int | None = None) -> None:
-        """The utterance is over; with its padding, as far as that is heard, unless told otherwise."""
+        """The utterance is over; with its tail, as far as that is heard, unless told otherwise."""
         end = min(utterance.end + self._n_tail, self._probs.end) if end is None else end
         if utterance.is_certain:
             if utterance.asked is None:
