@@ -17,7 +17,7 @@ from nifi.metrics import OLDEST, Figures, server
 from soundstage import sample
 from tests.conftest import ROOT
 from tests.nifi.conftest import Proof, wait_for
-from tests.observability.grafana import metrics_of, substituted
+from tests.observability.grafana import ask, metrics_of, substituted
 from tests.observability.tools import how_to_get, missing
 
 SCRAPE_S = 1
@@ -48,8 +48,7 @@ def test_every_panel_of_nifi_finds_something_while_a_file_waits(proof: Proof, tm
 
     def values(expr: str) -> list[float]:
         query = substituted(expr, instances=[], range_s=60)
-        answer = httpx.get(f"{monitor.prometheus_url}/api/v1/query", params={"query": query}, timeout=30)
-        return [float(series["value"][1]) for series in answer.raise_for_status().json()["data"]["result"]]
+        return [float(each["value"][1]) for each in ask(monitor.prometheus_url, "query", query=query)["result"]]
 
     there = proof.watch / "panels" / "clip.wav"
     there.parent.mkdir()

@@ -490,17 +490,30 @@ class Beside:
         client_s: Seconds a file through the client, before and after.
         n_requests: Of the flow.
         n_refused: Of them.
+        documents: That were to come of the flow.
     """
 
     flow_s: float
     client_s: tuple[float, float]
     n_requests: int
     n_refused: int
+    documents: set[str]
 
     @property
     def flow_over_client(self) -> float:
         """Of their throughputs."""
         return sum(self.client_s) / 2 / self.flow_s
+
+    @property
+    def figures(self) -> dict[str, object]:
+        """For `measured`."""
+        return {
+            "flow_files_per_s": round(1 / self.flow_s, 2),
+            "client_files_per_s": [round(1 / each, 2) for each in self.client_s],
+            "flow_over_client": round(self.flow_over_client, 3),
+            "requests": self.n_requests,
+            "answers_503": self.n_refused,
+        }
 
 
 def beside_the_client(proof: Proof, clips: list[Rush], n_direct: int, while_it_runs: Callable[[], object]) -> Beside:
@@ -524,7 +537,8 @@ def beside_the_client(proof: Proof, clips: list[Rush], n_direct: int, while_it_r
     wait_for(is_there, PATIENCE_S, "all clips", every_s=1.0)  # looking costs time too
     flow_s = (time.monotonic() - start) / len(clips)
     n_requests, n_refused = proof.front.n_requests - n_requests, proof.front.n_refused - n_refused
-    return Beside(flow_s, (first_s, _direct_s(proof, paths[n_direct:])), n_requests, n_refused)
+    client_s = first_s, _direct_s(proof, paths[n_direct:])
+    return Beside(flow_s, client_s, n_requests, n_refused, set().union(*expected.values()))
 
 
 def test_the_flow_is_nearly_as_fast_as_the_client(proof: Proof, recordings: Recordings) -> None:
@@ -533,11 +547,7 @@ def test_the_flow_is_nearly_as_fast_as_the_client(proof: Proof, recordings: Reco
         pytest.skip("SKIPPED, NOT PROVEN: of fewer files, the first and the last ones make the rate")
     clips = list(_clips(recordings, "throughput", N_THROUGHPUT * 2, seconds=(25, 35)))
     found = beside_the_client(proof, clips, N_THROUGHPUT // 2, lambda: None)
-    measured(
-        "throughput", files=N_THROUGHPUT, flow_files_per_s=round(1 / found.flow_s, 2),
-        client_files_per_s=[round(1 / each, 2) for each in found.client_s],
-        flow_over_client=round(found.flow_over_client, 3), requests=found.n_requests,
-    )  # fmt: skip
+    measured("throughput", files=N_THROUGHPUT, **found.figures)
     assert found.flow_over_client >= 0.9
 
 
@@ -548,8 +558,7 @@ def test_a_flood_of_short_files_drains_in_flat_memory(proof: Proof, recordings: 
     found = beside_the_client(
         proof, clips, n_direct, lambda: resident.append((time.monotonic(), proof.nifi.resident_mb()))
     )
-    documents = set().union(*(clip.documents(SUFFIXES) for clip in clips[2 * n_direct :]))
-    assert proof.delivered("flood") == documents
+    assert proof.delivered("flood") == found.documents
     start_s, end_s = resident[0][0], resident[-1][0]
 
     def median_mb(first: float, last: float) -> float:
@@ -558,12 +567,7 @@ def test_a_flood_of_short_files_drains_in_flat_memory(proof: Proof, recordings: 
         return statistics.median(mb for at_s, mb in resident if edges_s[0] <= at_s <= edges_s[1])
 
     early_mb, late_mb = median_mb(0.2, 0.4), median_mb(0.8, 1.0)
-    measured(
-        "flood", files=N_FLOOD, flow_files_per_s=round(1 / found.flow_s, 1),
-        client_files_per_s=[round(1 / each, 1) for each in found.client_s],
-        flow_over_client=round(found.flow_over_client, 3), requests=found.n_requests, answers_503=found.n_refused,
-        nifi_mb=[round(early_mb), round(late_mb)],
-    )  # fmt: skip
+    measured("flood", files=N_FLOOD, nifi_mb=[round(early_mb), round(late_mb)], **found.figures)
     assert late_mb < 1.15 * early_mb
 
 

@@ -33,6 +33,7 @@ from soundstage.models.registry import STABLE, ModelSources
 from soundstage.pipeline import SOUND_MODEL
 from soundstage.speech import weights
 from tests.contract.conftest import wav_bytes
+from tests.observability.grafana import ask
 from tests.observability.tools import how_to_get, missing
 
 DAMAGED = "1000.0.0"
@@ -116,10 +117,7 @@ class Observed:
         Raises:
             ValueError: It says why not.
         """
-        answer = httpx.get(f"{self.monitor.prometheus_url}/api/v1/{path}", params=params, timeout=30).json()
-        if answer["status"] != "success":
-            raise ValueError(answer["error"])
-        return answer["data"]
+        return ask(self.monitor.prometheus_url, path, **params)
 
     def value(self, expr: str) -> float | None:
         """The value of an expression now; None where there is none, the first where there are several."""

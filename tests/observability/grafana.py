@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import httpx
+
 RATE_INTERVAL_S = 45
 """Grafana takes at least four scrapes, 60 s at the shipped 15 s. Ray exports every 10 s: less would see nothing."""
 
@@ -34,3 +36,15 @@ def metrics_of(expr: str) -> set[str]:
 def panels_of(board: dict[str, Any]) -> list[dict[str, Any]]:
     """Its panels without the headings of rows."""
     return [panel for panel in board["panels"] if panel["type"] != "row"]
+
+
+def ask(prometheus_url: str, path: str, **params: Any) -> Any:
+    """An answer of Prometheus's API.
+
+    Raises:
+        ValueError: It says why not.
+    """
+    answer = httpx.get(f"{prometheus_url}/api/v1/{path}", params=params, timeout=30).json()
+    if answer["status"] != "success":
+        raise ValueError(answer["error"])
+    return answer["data"]

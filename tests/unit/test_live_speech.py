@@ -59,7 +59,7 @@ def test_a_hypothesis_that_begins_within_what_is_committed_adds_only_what_is_new
     assert (texts(draft.committed), texts(draft.tentative)) == ("one two three four", "five")
 
 
-def test_a_final_is_asked_for_once_its_padding_was_heard_and_told_at_its_endpoint() -> None:
+def test_a_final_is_asked_for_once_its_tail_was_heard_and_told_at_its_endpoint() -> None:
     speech = Speech(LiveParams(tail_s=0.224, voice_activity=VoiceActivityParams(min_silence_s=0.48)))
     speech.say(0.48, prob=0).say(1.6)
     assert not speech.final_jobs
