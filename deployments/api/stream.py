@@ -110,11 +110,15 @@ class Connection:
         self._is_draining = is_draining
         self._elsewhere = elsewhere
         self._away: asyncio.Future[ServiceError] = asyncio.get_running_loop().create_future()
+        self._reader: asyncio.Task[None] | None = None
 
     def send_away(self, error: ServiceError) -> None:
-        """Close the connection; the stream goes on without it."""
+        """Close the connection; the stream goes on without it, and takes nothing more from it."""
         if not self._away.done():
             self._away.set_result(error)
+        if self._reader is not None:
+            # Whoever comes next is told how much was taken: what is still on its way here comes again from there.
+            self._reader.cancel()
 
     async def serve(self) -> None:
         """From the handshake to the close."""
@@ -188,7 +192,10 @@ class Connection:
 
     async def _follow(self, stream: LiveStream) -> None:
         """Read and send until one of both has come to its end."""
-        reader = asyncio.create_task(self._read(stream))
+        if self._away.done():
+            await self._close(self._away.result())
+            return
+        reader = self._reader = asyncio.create_task(self._read(stream))
         sender = asyncio.create_task(self._send_all(stream))
         guard = asyncio.create_task(self._guard(stream))
         try:

@@ -170,6 +170,11 @@ class Wire:
         for start in range(0, len(audio), piece_bytes):
             await self.send(audio[start : start + piece_bytes])
 
+    @property
+    def has_news(self) -> bool:
+        """An event waits to be received."""
+        return self._from_app.qsize() > 1  # the first message accepts the connection
+
     async def receive(self) -> Event | None:
         """The next event; None where the connection was closed, with `close_code`."""
         async with asyncio.timeout(20):

@@ -455,6 +455,25 @@ async def test_a_client_that_comes_back_need_not_wait_until_the_server_notices(e
     assert finals(events) == expected_finals(clip())
 
 
+@pytest.mark.parametrize("n_before", [1, 2, 3, 40])
+async def test_what_the_connection_before_still_brings_is_not_heard_twice(engine: KnownEngine, n_before: int) -> None:
+    app = application(engine)
+    async with connected(app) as before, connected(app) as again:
+        await before.send(START)
+        ready = await before.until("ready")
+        await again.send({"type": "resume", "stream_id": ready["stream_id"], "last_seq": 1})
+        late = asyncio.create_task(before.send_audio(clip()))
+        while before.n_sent_bytes < n_before * 19_200 and not again.has_news:
+            await asyncio.sleep(0)
+        ready = await again.until("ready")
+        sender = asyncio.create_task(send_rest(again, clip(), ready["received_bytes"]))
+        events = await again.rest()
+        await sender
+        late.cancel()
+    assert finals(events) == expected_finals(clip())
+    assert events[-1]["duration_s"] == 22.0
+
+
 # A service that is busy, breaks, or goes away
 
 
