@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from soundstage.audio.recent import Recent
 from soundstage.audio.voice_activity import (
     FRAME_LENGTH,
     FRAME_S,
@@ -42,10 +43,17 @@ class Chunker:
 
     A chunk ends in the first stretch of non-speech once it has min_duration_s; where none comes, it is cut at
     max_duration_s at the latest, where the voice is least certain and quietest in the last third before that.
+
+    Args:
+        params: How long chunks are.
+        voice_activity: When somebody speaks.
+        audio: Where somebody else keeps the stream, from keeps_from on; None for a chunker that keeps it by itself.
+
+    Raises:
+        ValueError: A chunk would have to be longer than it may.
     """
 
-    def __init__(self, params: ChunkParams, voice_activity: VoiceActivityParams) -> None:
-        """Raises ValueError where a chunk would have to be longer than it may."""
+    def __init__(self, params: ChunkParams, voice_activity: VoiceActivityParams, audio: Recent | None = None) -> None:
         self._params = params
         self._padding = n_frames_in(voice_activity.padding_s)
         self._min_frames = n_frames_in(params.min_duration_s)
@@ -55,8 +63,7 @@ class Chunker:
         # Ahead of the chunk, and now.
         self._before = SpeechTracker(voice_activity)
         self._tracker = SpeechTracker(voice_activity)
-        self._samples = np.empty((self._max_frames + 1) * FRAME_LENGTH + SAMPLE_RATE, np.float32)
-        self._n_samples = 0
+        self._audio = Recent((self._max_frames + 1) * FRAME_LENGTH + SAMPLE_RATE) if audio is None else audio
         self._probs = np.empty(self._max_frames + SAMPLE_RATE // FRAME_LENGTH + 2, np.float32)
         self._n_probs = 0
         self._n_tracked = 0
@@ -80,23 +87,27 @@ class Chunker:
         chunks: list[Chunk] = []
         for start in range(0, len(samples), SAMPLE_RATE):
             piece = samples[start : start + SAMPLE_RATE]
-            chunks.extend(self.push_heard(piece, self._voice_activity.push(piece)))
+            self._audio.append(piece)
+            chunks.extend(self.hear(self._voice_activity.push(piece)))
+            self._audio.forget(self.keeps_from)
         return chunks
 
-    def push_heard(self, samples: NDArray[np.float32], probs: NDArray[np.float32]) -> list[Chunk]:
-        """Take in more of a stream whose voice activity somebody else listens to, from the start on.
+    def hear(self, probs: NDArray[np.float32]) -> list[Chunk]:
+        """Take in more of a stream that somebody else keeps and listens to, from the start on.
 
         Args:
-            samples: float32 (n_samples,), 16 kHz, at most a second. Copied.
-            probs: What VoiceActivity.push gave for them.
+            probs: What VoiceActivity.push gave for at most a second, which is kept already.
 
         Returns:
             As push does.
         """
-        self._samples[self._n_samples : self._n_samples + len(samples)] = samples
-        self._n_samples += len(samples)
         self._append_probs(probs)
         return self._ended_chunks()
+
+    @property
+    def keeps_from(self) -> int:
+        """The first sample of the stream that is needed yet."""
+        return self._start
 
     def finish(self) -> list[Chunk]:
         """End the stream.
@@ -107,7 +118,7 @@ class Chunker:
         return self.finish_heard(self._voice_activity.finish())
 
     def finish_heard(self, probs: NDArray[np.float32]) -> list[Chunk]:
-        """End a stream of push_heard, with what VoiceActivity.finish gave."""
+        """End a stream of hear, with what VoiceActivity.finish gave."""
         self._append_probs(probs)
         chunks = self._ended_chunks()
         return [*chunks, self._take(self._n_probs, is_last=True)]
@@ -140,13 +151,14 @@ class Chunker:
 
     def _quietest(self, first: int, last: int) -> int:
         """The frame from first up to last at which a cut harms least: the middle of a pause."""
-        samples = self._samples[first * FRAME_LENGTH : last * FRAME_LENGTH]
+        samples = self._audio.between(self._start + first * FRAME_LENGTH, self._start + last * FRAME_LENGTH)
         return first + quietest_frame(self._probs[first:last], samples)
 
     def _take(self, n_frames: int, *, is_last: bool) -> Chunk:
         """End the chunk before the frame and begin the next one there."""
-        n_samples = self._n_samples if is_last else n_frames * FRAME_LENGTH
-        waveform = Waveform(samples=self._samples[:n_samples].copy(), start_s=self._start / SAMPLE_RATE)
+        n_samples = self._audio.end - self._start if is_last else n_frames * FRAME_LENGTH
+        samples = self._audio.between(self._start, self._start + n_samples)
+        waveform = Waveform(samples=samples, start_s=self._start / SAMPLE_RATE)
         probs = self._probs[:n_frames]
         regions = [
             Region(
@@ -159,9 +171,7 @@ class Chunker:
         chunk = Chunk(waveform=waveform, speech=tuple(regions), index=self._index, is_last=is_last)
         for prob in probs.tolist():
             self._before.step(prob)
-        self._samples[: self._n_samples - n_samples] = self._samples[n_samples : self._n_samples].copy()
         self._probs[: self._n_probs - n_frames] = self._probs[n_frames : self._n_probs].copy()
-        self._n_samples -= n_samples
         self._n_probs -= n_frames
         self._start += n_samples
         self._index += 1

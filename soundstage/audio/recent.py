@@ -33,7 +33,9 @@ class Recent:
             if n_kept + len(values) > len(self._values):
                 raise ValueError(f"{n_kept + len(values)} values do not fit into {len(self._values)}")
             first = self._kept - self._start
-            self._values[:n_kept] = self._values[first : first + n_kept].copy()
+            # Unlike an array's, a memoryview's copy makes no other one where both parts overlap.
+            room = memoryview(self._values)
+            room[:n_kept] = room[first : first + n_kept]
             self._start = self._kept
         at = self.end - self._start
         self._values[at : at + len(values)] = values
@@ -42,6 +44,12 @@ class Recent:
     def forget(self, before: int) -> None:
         """Let go of the values before a place."""
         self._kept = max(self._kept, min(before, self.end))
+
+    def close(self) -> None:
+        """Let go of all values and of the room for them; nothing follows."""
+        self.forget(self.end)
+        self._start = self.end
+        self._values = np.empty(0, np.float32)
 
     def between(self, first: int, last: int) -> NDArray[np.float32]:
         """A copy of the values from a place on and before another, as far as they came.

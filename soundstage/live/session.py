@@ -8,6 +8,7 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
+from soundstage.audio.recent import Recent
 from soundstage.audio.resample import Resampler
 from soundstage.audio.voice_activity import VoiceActivity
 from soundstage.live.captions import LiveCaptions
@@ -16,7 +17,7 @@ from soundstage.live.levels import ReadingLevelMeter
 from soundstage.params import CaptionParams, EventParams, LiveParams, SdhParams
 from soundstage.pipeline import ReadingParams, Task
 from soundstage.sound.streaming import SoundStream
-from soundstage.speech.streaming import SpeechStream
+from soundstage.speech.streaming import SpeechStream, kept_s
 from soundstage.types import SAMPLE_RATE, AudioBlock, FrameScores, Levels, Segment
 
 
@@ -48,13 +49,18 @@ class LiveSession:
     ) -> None:
         params, reading = params or LiveParams(), reading or ReadingParams()
         next_number = count().__next__
+        # A piece, and two seconds before room is made by moving all that is kept.
+        longest_s = max(kept_s(params), reading.chunks.max_duration_s, params.look_s) + 3
+        self._audio = audio = Recent(round(longest_s * SAMPLE_RATE))
         self._resampler = Resampler()
         is_heard = options.tasks & {Task.SPEECH, Task.SOUNDS}
         self._voice_activity = VoiceActivity() if is_heard else None
         self._meter = ReadingLevelMeter(reading.levels) if Task.LEVELS in options.tasks else None
-        self._speech = SpeechStream(options, params, next_number) if Task.SPEECH in options.tasks else None
+        self._speech = SpeechStream(options, params, next_number, audio=audio) if Task.SPEECH in options.tasks else None
         self._sounds = (
-            SoundStream(options, params, reading, events, next_number) if Task.SOUNDS in options.tasks else None
+            SoundStream(options, params, reading, events, next_number, audio=audio)
+            if Task.SOUNDS in options.tasks
+            else None
         )
         self._captions = LiveCaptions(captions or CaptionParams(), sdh or SdhParams()) if options.captions else None
         self._n_source_samples = 0
@@ -132,12 +138,15 @@ class LiveSession:
         events = self._listen(self._resampler.finish())
         rest = self._voice_activity.finish() if self._voice_activity is not None else np.empty(0, np.float32)
         if self._speech is not None:
-            events += self._speech.push(np.empty(0, np.float32), rest)
+            events += self._speech.hear(rest)
             events += self._speech.flush()
         if self._sounds is not None:
             self._sounds.finish(rest)
         if self._meter is not None and self._n_source_samples:
             self._levels = self._meter.result()
+        # Who comes back for the last events may keep the session for a while.
+        self._voice_activity = self._meter = None
+        self._audio.close()
         self._is_finished = True
         return self._captioned(events)
 
@@ -178,10 +187,12 @@ class LiveSession:
         for start in range(0, len(samples), SAMPLE_RATE):
             piece = samples[start : start + SAMPLE_RATE]
             probs = self._voice_activity.push(piece)
+            self._audio.append(piece)
             if self._speech is not None:
-                events += self._speech.push(piece, probs)
+                events += self._speech.hear(probs)
             if self._sounds is not None:
-                self._sounds.push(piece, probs)
+                self._sounds.hear(probs)
+            self._audio.forget(min(stream.keeps_from for stream in (self._speech, self._sounds) if stream is not None))
         return events
 
     def _captioned(self, events: Sequence[LiveEvent]) -> list[LiveEvent]:

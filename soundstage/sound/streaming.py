@@ -60,6 +60,7 @@ class SoundStream:
         reading: How a file is cut.
         events: How scores become events, whatever the model says; None for what each model was given.
         next_number: Numbers jobs.
+        audio: The stream at 16 kHz, kept by somebody else from keeps_from on.
     """
 
     def __init__(
@@ -69,14 +70,16 @@ class SoundStream:
         reading: ReadingParams,
         events: EventParams | None,
         next_number: Callable[[], int],
+        *,
+        audio: Recent,
     ) -> None:
         self._options = options
         self._params = params
         self._events = events
         self._next_number = next_number
-        self._chunker = Chunker(reading.chunks, reading.voice_activity)
+        self._audio = audio
+        self._chunker = Chunker(reading.chunks, reading.voice_activity, audio)
         self._assembler = ChunkAssembler(events)
-        self._samples = Recent(round((params.look_s + 2) * SAMPLE_RATE))
         self._new_jobs: list[ListenJob] = []
         self._asked: dict[int, _Asked] = {}
         self._waiting: deque[_Asked] = deque()
@@ -91,18 +94,20 @@ class SoundStream:
         self._is_finished = False
         self.n_confirmed = 0
 
-    def push(self, samples: NDArray[np.float32], probs: NDArray[np.float32]) -> None:
+    def hear(self, probs: NDArray[np.float32]) -> None:
         """Take in more of the stream.
 
         Args:
-            samples: float32 (n_samples,), 16 kHz, at most a second.
-            probs: What VoiceActivity.push gave for them.
+            probs: What VoiceActivity.push gave for at most a second, which is kept already.
         """
-        self._samples.append(samples)
-        self._samples.forget(self._samples.end - round(self._params.look_s * SAMPLE_RATE))
         if len(probs):
             self._is_speech = float(probs[-1]) >= self._params.voice_activity.threshold
-        self._ask(self._chunker.push_heard(samples, probs))
+        self._ask(self._chunker.hear(probs))
+
+    @property
+    def keeps_from(self) -> int:
+        """The first sample of the stream that is needed yet."""
+        return min(self._chunker.keeps_from, max(0, self._audio.end - round(self._params.look_s * SAMPLE_RATE)))
 
     def finish(self, probs: NDArray[np.float32]) -> None:
         """The stream has ended, with what VoiceActivity.finish gave."""
@@ -130,7 +135,7 @@ class SoundStream:
     def drop(self, job: ListenJob) -> None:
         """A look will not be answered; the next one may be asked for."""
         if self._look == job.number:
-            self._look, self._answer_s = None, self._samples.end / SAMPLE_RATE - job.waveform.end_s
+            self._look, self._answer_s = None, self._audio.end / SAMPLE_RATE - job.waveform.end_s
 
     @property
     def n_asked(self) -> int:
@@ -156,7 +161,7 @@ class SoundStream:
             self._new_jobs.append(job)
 
     def _next_look(self) -> ListenJob | None:
-        end = self._samples.end
+        end = self._audio.end
         params = self._params
         interval_s = params.speech_look_interval_s if self._is_speech else params.look_interval_s
         interval_s = max(interval_s, min(params.patience * self._answer_s, params.look_s))
@@ -164,7 +169,7 @@ class SoundStream:
         if self._look is not None or self._is_finished or not is_due:
             return None
         first = max(0, end - round(self._params.look_s * SAMPLE_RATE))
-        waveform = Waveform(samples=self._samples.between(first, end), start_s=first / SAMPLE_RATE)
+        waveform = Waveform(samples=self._audio.between(first, end), start_s=first / SAMPLE_RATE)
         job = ListenJob(number=self._next_number(), is_final=False, waveform=waveform)
         self._look, self._looked_end = job.number, end
         return job
@@ -173,7 +178,7 @@ class SoundStream:
         """What a look says of the sounds that are heard now."""
         if self._look != job.number:
             return []
-        self._look, self._answer_s = None, self._samples.end / SAMPLE_RATE - job.waveform.end_s
+        self._look, self._answer_s = None, self._audio.end / SAMPLE_RATE - job.waveform.end_s
         if scores is None:
             return []
         params = _eager(self._events or model_events or self._assembler.tracker.params, self._params.early_score_share)

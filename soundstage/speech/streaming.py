@@ -26,7 +26,7 @@ from soundstage.live.events import Final, LiveEvent, Partial, StreamOptions, Tra
 from soundstage.params import LiveParams
 from soundstage.speech.profanity import masked
 from soundstage.speech.spans import Span, parted
-from soundstage.types import SAMPLE_RATE, Region, Segment, Waveform, Word
+from soundstage.types import Region, Segment, Waveform, Word
 
 _N_OVERLAP_WORDS = 3
 """Committed words that a hypothesis may repeat where its word times are a little off."""
@@ -190,9 +190,15 @@ class SpeechStream:
         options: What the client wants to know.
         params: How a stream is followed.
         next_number: Numbers jobs.
+        audio: The stream at 16 kHz, kept by somebody else from keeps_from on.
+
+    Attributes:
+        keeps_from: The first sample of the stream that is needed yet.
     """
 
-    def __init__(self, options: StreamOptions, params: LiveParams, next_number: Callable[[], int]) -> None:
+    def __init__(
+        self, options: StreamOptions, params: LiveParams, next_number: Callable[[], int], *, audio: Recent
+    ) -> None:
         self._options = options
         self._params = params
         self._next_number = next_number
@@ -203,10 +209,9 @@ class SpeechStream:
         self._n_long = int(params.long_utterance_s / FRAME_S)
         self._n_longest = int(params.max_utterance_s / FRAME_S)
         self._tracker = SpeechTracker(activity)
-        # A piece, and a second before room is made by moving all that is kept.
-        kept_s = max(params.max_utterance_s, params.context.max_duration_s) + params.context.max_pause_s + 3
-        self._samples = Recent(round(kept_s * SAMPLE_RATE))
-        self._probs = Recent(n_frames_in(kept_s))
+        self._audio = audio
+        self.keeps_from = 0
+        self._probs = Recent(n_frames_in(kept_s(params) + 3))
         self._utterance: _Utterance | None = None
         self._n_utterances = 0
         self._context: list[tuple[int, int]] = []  # frames of the utterances of the span, in order
@@ -218,14 +223,12 @@ class SpeechStream:
         self._hypothesis: tuple[int, _Utterance] | None = None  # number of the job in flight, and what it hears
         self._answer_s = 0.0  # of the stream, that the newest hypothesis took
 
-    def push(self, samples: NDArray[np.float32], probs: NDArray[np.float32]) -> list[LiveEvent]:
+    def hear(self, probs: NDArray[np.float32]) -> list[LiveEvent]:
         """Take in more of the stream.
 
         Args:
-            samples: float32 (n_samples,), 16 kHz, at most a second.
-            probs: What VoiceActivity.push gave for them.
+            probs: What VoiceActivity.push gave for at most a second, which is kept already.
         """
-        self._samples.append(samples)
         for prob in probs.tolist():
             self._probs.append(np.array([prob], np.float32))
             self._step(prob)
@@ -353,7 +356,7 @@ class SpeechStream:
         """End an utterance that is too long, and begin the next one at the same frame."""
         first = utterance.first + self._n_longest // 2
         last = utterance.first + self._n_longest
-        samples = self._samples.between(first * FRAME_LENGTH, last * FRAME_LENGTH)
+        samples = self._audio.between(first * FRAME_LENGTH, last * FRAME_LENGTH)
         cut = first + quietest_frame(self._probs.between(first, last), samples)
         utterance.asked = None
         draft = utterance.draft.parted(cut * FRAME_S)
@@ -478,11 +481,16 @@ class SpeechStream:
         if self._context:
             kept = min(kept, self._context[0][0])
         self._probs.forget(kept)
-        self._samples.forget(kept * FRAME_LENGTH)
+        self.keeps_from = max(0, kept * FRAME_LENGTH)
 
     def _waveform(self, first: int, end: int) -> Waveform:
-        samples = self._samples.between(first * FRAME_LENGTH, end * FRAME_LENGTH)
+        samples = self._audio.between(first * FRAME_LENGTH, end * FRAME_LENGTH)
         return Waveform(samples=samples, start_s=first * FRAME_S)
+
+
+def kept_s(params: LiveParams) -> float:
+    """Of the stream, that is kept at most for what is being said."""
+    return max(params.max_utterance_s, params.context.max_duration_s) + params.context.max_pause_s
 
 
 def _region(first: int, end: int) -> Region:

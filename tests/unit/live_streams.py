@@ -8,6 +8,7 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
+from soundstage.audio.recent import Recent
 from soundstage.audio.voice_activity import FRAME_LENGTH, FRAME_S
 from soundstage.live.events import (
     Final,
@@ -173,15 +174,17 @@ class Speech:
     """A SpeechStream that is pushed frame by frame, whose jobs are answered when the test says so."""
 
     def __init__(self, params: LiveParams | None = None, options: StreamOptions = SPEECH_ONLY) -> None:
-        self.stream = SpeechStream(options, params or LiveParams(), count().__next__)
+        self.audio = Recent(35 * SAMPLE_RATE)
+        self.stream = SpeechStream(options, params or LiveParams(), count().__next__, audio=self.audio)
         self.jobs: list[TranscribeJob] = []
         self.events: list[LiveEvent] = []
 
     def say(self, duration_s: float, prob: float = 1.0) -> Speech:
         """So much voice, or silence where prob is 0; new jobs are noted, not answered."""
         for _ in range(round(duration_s / FRAME_S)):
-            samples = np.full(FRAME_LENGTH, prob / 2, np.float32)
-            self.events += self.stream.push(samples, np.array([prob], np.float32))
+            self.audio.append(np.full(FRAME_LENGTH, prob / 2, np.float32))
+            self.events += self.stream.hear(np.array([prob], np.float32))
+            self.audio.forget(self.stream.keeps_from)
             self.jobs += self.stream.jobs()
         return self
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from soundstage.audio.recent import Recent
 from soundstage.audio.voice_activity import FRAME_LENGTH
 from soundstage.live.events import ListenJob, Sound, StreamOptions
 from soundstage.params import LiveParams
@@ -20,11 +21,24 @@ OPTIONS = StreamOptions(tasks=frozenset({Task.SOUNDS}), captions=False)
 PARAMS = LiveParams()
 
 
+class Sounds(SoundStream):
+    """One that keeps its audio by itself."""
+
+    def __init__(self) -> None:
+        self.audio = Recent(35 * SAMPLE_RATE)
+        super().__init__(OPTIONS, PARAMS, ReadingParams(), None, count().__next__, audio=self.audio)
+
+    def push(self, samples: NDArray[np.float32], probs: NDArray[np.float32]) -> None:
+        self.audio.append(samples)
+        self.hear(probs)
+        self.audio.forget(self.keeps_from)
+
+
 class Listening:
     """A SoundStream pushed in tenths of a second, each look answered at once, chunks at the end or when asked."""
 
     def __init__(self, *, hears_early: bool = True) -> None:
-        self.stream = SoundStream(OPTIONS, PARAMS, ReadingParams(), None, count().__next__)
+        self.stream = Sounds()
         self.chunks: list[ListenJob] = []
         self.looks: list[ListenJob] = []
         self.told: list[tuple[float, Sound]] = []
@@ -97,7 +111,7 @@ def test_what_no_look_heard_is_confirmed_all_the_same() -> None:
 
 
 def test_a_look_is_asked_for_when_the_one_before_is_answered_and_hears_the_newest_seconds() -> None:
-    stream = SoundStream(OPTIONS, PARAMS, ReadingParams(), None, count().__next__)
+    stream = Sounds()
     asked: list[ListenJob] = []
     for _ in range(100):
         stream.push(np.zeros(1600, np.float32), np.zeros(3, np.float32))
@@ -127,7 +141,7 @@ def test_what_is_nearly_sure_is_told_of_early_and_taken_back_if_that_is_all() ->
 
 def test_while_somebody_speaks_and_where_the_model_is_busy_it_is_looked_at_less_often() -> None:
     def n_looks(prob: float, answered_after_s: float) -> int:
-        stream = SoundStream(OPTIONS, PARAMS, ReadingParams(), None, count().__next__)
+        stream = Sounds()
         asked: list[tuple[float, ListenJob]] = []
         n_asked = 0
         for i in range(100):
