@@ -34,7 +34,7 @@ class Recent:
                 raise ValueError(f"{n_kept + len(values)} values do not fit into {len(self._values)}")
             first = self._kept - self._start
             # Unlike an array's, a memoryview's copy makes no other one where both parts overlap.
-            room = memoryview(self._values)
+            room = self._values.data
             room[:n_kept] = room[first : first + n_kept]
             self._start = self._kept
         at = self.end - self._start
