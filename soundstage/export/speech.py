@@ -12,6 +12,7 @@ from soundstage.models.registry import ModelFolder
 from soundstage.params import DecodingParams, MoonshineParams
 from soundstage.speech import model, shapes
 from soundstage.speech.decoding import greedy
+from soundstage.speech.shortlist import whole_head
 from soundstage.speech.tokenizer import TOKENIZER_NAME, WORD_START, Tokenizer
 
 _WAVEFORMS = {"waveform": tf.TensorSpec((None, None), tf.float32), "n_samples": tf.TensorSpec((None,), tf.int32)}
@@ -36,10 +37,7 @@ class SpeechGraph(ServedGraph):
         super().__init__(folder, params=params.model_dump(), decoding=decoding.model_dump())
         self._params, self._decoding = params, decoding
         ready = model.prepare(folder.weights(), params)
-        # The head is the embedding transposed; it is stored once.
-        self._variables = {
-            name: self.store(array, precision) for name, array in ready.items() if name != "decoder.head.kernel"
-        }
+        self._variables = {name: self.store(array, precision) for name, array in ready.items()}
         self._pieces = tf.constant(Tokenizer.read(folder.path / TOKENIZER_NAME).pieces)
         self._layers_shape = (
             *(None, params.n_decoder_layers, 2, params.n_heads, None),
@@ -69,8 +67,7 @@ class SpeechGraph(ServedGraph):
         yield WarmUp("decode_step", {**start, **self.signatures["encode"](**silence)})
 
     def _weights(self) -> Tensors:
-        weights = {name: computed(variable) for name, variable in self._variables.items()}
-        return {**weights, "decoder.head.kernel": tf.transpose(weights["decoder.embedding"])}
+        return {name: computed(variable) for name, variable in self._variables.items()}
 
     def _transcribe(self, waveform: tf.Tensor, n_samples: tf.Tensor) -> Tensors:
         rate, decoding = self._params.sample_rate, self._decoding
@@ -79,8 +76,10 @@ class SpeechGraph(ServedGraph):
         padded_s = tf.cast(n_samples, tf.float64) / rate + 2 * decoding.silence_s
         max_tokens = tf.cast(tf.math.ceil(decoding.max_tokens_per_s * padded_s), tf.int32)
         samples, n_samples = _fitted(samples, n_samples + 2 * n_silence)
-        encoded = model.encode(self._weights(), self._params, samples, n_samples)
-        token_ids, n_tokens, logprobs = greedy(self._weights(), self._params, encoded, max_tokens)
+        weights = self._weights()
+        encoded = model.encode(weights, self._params, samples, n_samples)
+        next_token = whole_head(weights["decoder.embedding"])
+        token_ids, n_tokens, logprobs = greedy(weights, self._params, encoded, max_tokens, next_token=next_token)
         return {
             "text": self._text(token_ids),
             "token_ids": token_ids,

@@ -115,15 +115,13 @@ class GreedyDecoder:
         self._params = params
         self._hint_params = hint_params or HintParams()
         self._weights = {name: tf.constant(array) for name, array in model.prepare(weights, params).items()}
-        next_token = None
+        embedding = self._weights["decoder.embedding"]
+        next_token = shortlist.whole_head(embedding, tf.transpose(embedding))
         if shortlist.is_supported():
-            next_token = shortlist.shortlisted(self._weights["decoder.embedding"])
-            del self._weights["decoder.head.kernel"]
+            next_token = shortlist.shortlisted(embedding)
             if _multiplies_bfloat16():
                 for name in _BFLOAT16:
                     self._weights[name] = tf.cast(self._weights[name], tf.bfloat16)
-        elif not tf.config.list_physical_devices("GPU"):
-            next_token = shortlist.blocked_head(self._weights)
         signature = [
             tf.TensorSpec((None, None), tf.float32),
             tf.TensorSpec((None,), tf.int32),
@@ -230,7 +228,7 @@ def greedy(
     encoded: model.Encoded,
     max_tokens: tf.Tensor,
     *,
-    next_token: shortlist.NextToken | None = None,
+    next_token: shortlist.NextToken,
     hinting: Hinting | None = None,
     drafts: Drafts | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -241,7 +239,7 @@ def greedy(
         params: Of the same model.
         encoded: Of the waveforms.
         max_tokens: int32 (n_batch,), after how many tokens each row is cut off.
-        next_token: How the most probable token is found; by the whole output head unless given.
+        next_token: How the most probable token is found.
         hinting: Leads to the phrases that are expected.
         drafts: What is expected of each row; not together with hinting.
 
@@ -250,7 +248,6 @@ def greedy(
         the natural logarithms of their probabilities, float32 (n_batch, n_steps), zero after a row's end.
     """
     assert hinting is None or drafts is None, "what hints lead to is not what was expected"
-    next_token = next_token or shortlist.whole_head(weights)
     n_batch = tf.shape(max_tokens)[0]
     end_drafted = None if drafts is None else tf.shape(drafts.token_ids)[1] + 1  # the start token is before them
 

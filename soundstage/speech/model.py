@@ -96,7 +96,6 @@ def prepare(weights: Mapping[str, NDArray[Any]], params: MoonshineParams) -> dic
         ready[f"{attention}.o.kernel"] = _centred(ready[f"{attention}.o.kernel"])
         cross += [ready.pop(f"{attention}.{name}.kernel") for name in "kv"]
     ready["decoder.cross_kv.kernel"] = np.concatenate(cross, axis=1)
-    ready["decoder.head.kernel"] = np.ascontiguousarray(ready["decoder.embedding"].T)
     return ready
 
 
@@ -197,7 +196,7 @@ def decode(
         Logits float32 (n_batch, n_new, vocabulary_size), and the cache with the new tokens.
     """
     states, grown = decoder_states(weights, params, token_ids, cache, encoded, position=position)
-    logits = _dense(weights, "decoder.head", states)
+    logits = ops.matmul(states, ops.transpose(weights["decoder.embedding"]))
     return ops.reshape(logits, (-1, token_ids.shape[1], params.vocabulary_size)), grown
 
 

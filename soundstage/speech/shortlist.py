@@ -14,8 +14,6 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from soundstage.speech.model import Weights
-
 
 class NextToken(Protocol):
     """How the next token of each row is chosen."""
@@ -35,47 +33,30 @@ class NextToken(Protocol):
 
 N_CANDIDATES = 16
 """Whose logits are computed exactly. The 8-bit ones err by 0.1; the first choice has not been below the third."""
-_HEAD_BLOCK_SIZE = 512
 _BLOCK_SIZE = 256
 """Candidates are looked for in the blocks of the vocabulary with the greatest maxima: 10 times as fast as top_k."""
 
 
-def whole_head(weights: Weights) -> NextToken:
+def whole_head(embedding: tf.Tensor, kernel: tf.Tensor | None = None) -> NextToken:
     """By all logits.
 
-    Args:
-        weights: As from `model.prepare`.
-    """
-
-    def next_token(states: tf.Tensor, bonus: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
-        return _best(tf.matmul(states, weights["decoder.head.kernel"]), bonus)
-
-    return next_token
-
-
-def blocked_head(weights: Weights) -> NextToken:
-    """By all logits, for processors on which there is no shortlist.
-
-    oneDNN rearranges the whole head in every product with more than one row; a block of it fits the cache meanwhile.
-    Measured on one thread of a Zen 3: 18, 28 and 29 ms for 2, 9 and 17 rows at once, 14, 12 and 13 ms in blocks. One
-    row takes 4 ms at once, 8 ms in blocks.
+    oneDNN rearranges the second factor of every product with more than one row, unless it is to be transposed.
+    Measured on one thread of a Zen 3: 8, 10 and 13 ms for 2, 8 and 17 rows by the embedding, 10, 16 and 21 ms by its
+    transpose; one row takes 5 and 3 ms.
 
     Args:
-        weights: As from `model.prepare`.
+        embedding: float32 (vocabulary_size, hidden_size).
+        kernel: Its transpose, for one row alone; None for the embedding there, too.
     """
-    kernel = tf.convert_to_tensor(weights["decoder.head.kernel"])
-    hidden_size, vocabulary_size = kernel.shape
-    if vocabulary_size % _HEAD_BLOCK_SIZE:
-        return whole_head(weights)
-    blocks = tf.transpose(tf.reshape(kernel, (hidden_size, -1, _HEAD_BLOCK_SIZE)), (1, 0, 2))
 
-    def in_blocks(states: tf.Tensor) -> tf.Tensor:
-        products = tf.matmul(states[None], blocks)  # (n_blocks, n_rows, _HEAD_BLOCK_SIZE)
-        return tf.reshape(tf.transpose(products, (1, 0, 2)), (-1, vocabulary_size))
+    def logits_of(states: tf.Tensor) -> tf.Tensor:
+        return tf.matmul(states, embedding, transpose_b=True)
 
     def next_token(states: tf.Tensor, bonus: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
+        if kernel is None:
+            return _best(logits_of(states), bonus)
         is_one = tf.shape(states)[0] == 1
-        return _best(tf.cond(is_one, lambda: tf.matmul(states, kernel), lambda: in_blocks(states)), bonus)
+        return _best(tf.cond(is_one, lambda: tf.matmul(states, kernel), lambda: logits_of(states)), bonus)
 
     return next_token
 

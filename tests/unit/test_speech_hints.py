@@ -115,7 +115,7 @@ def test_the_shortlist_heeds_a_bonus_like_the_whole_head() -> None:
     bonus = np.zeros((12, 8_192), np.float32)
     bonus[np.arange(0, 12, 2), rng.integers(0, 8_192, 6)] = 60.0
     tokens, logprobs = tf.function(shortlist.shortlisted(embedding))(states, tf.constant(bonus))
-    whole = shortlist.whole_head({"decoder.head.kernel": tf.transpose(embedding)})(states, tf.constant(bonus))
+    whole = shortlist.whole_head(embedding)(states, tf.constant(bonus))
     assert tokens.numpy().tolist() == whole[0].numpy().tolist()
     assert set(np.nonzero(bonus)[1]) <= set(tokens.numpy().tolist())
     np.testing.assert_allclose(logprobs, whole[1], atol=0.02)

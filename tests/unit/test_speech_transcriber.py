@@ -169,13 +169,14 @@ def test_a_rows_limit_and_result_do_not_depend_on_its_batch() -> None:
         assert len(alone.token_ids) + alone.has_ended <= limit
 
 
+@pytest.mark.parametrize("has_kernel", [False, True])
 @pytest.mark.parametrize("n_rows", [1, 5])
-def test_the_head_in_blocks_is_the_whole_head(n_rows: int) -> None:
+def test_the_whole_head_finds_the_most_probable_token(n_rows: int, has_kernel: bool) -> None:
     rng = np.random.default_rng(0)
-    kernel, states = (rng.normal(size=size).astype(np.float32) for size in ((24, 1_024), (n_rows, 24)))
-    ready = {"decoder.head.kernel": tf.constant(kernel)}
-    tokens, logprobs = tf.function(shortlist.blocked_head(ready))(states)
-    logits = states @ kernel
+    embedding, states = (rng.normal(size=size).astype(np.float32) for size in ((1_024, 24), (n_rows, 24)))
+    kernel = tf.constant(embedding.T) if has_kernel else None
+    tokens, logprobs = tf.function(shortlist.whole_head(tf.constant(embedding), kernel))(states)
+    logits = states @ embedding.T
     assert tokens.numpy().tolist() == logits.argmax(axis=1).tolist()
     np.testing.assert_allclose(logprobs, tf.nn.log_softmax(logits).numpy().max(axis=1), atol=1e-4)
 
@@ -216,7 +217,7 @@ def test_what_was_expected_rightly_takes_no_step(monkeypatch: pytest.MonkeyPatch
     samples = tone(1.0).samples
     (plain,) = decoder.decode([samples], [9])
     n_places: list[int] = []
-    own = decoder._next_token or shortlist.whole_head(decoder._weights)
+    own = decoder._next_token
 
     def counting(states: tf.Tensor, bonus: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
         tf.py_function(lambda n: n_places.append(int(n)), [tf.shape(states)[0]], [])
