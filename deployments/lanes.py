@@ -100,7 +100,8 @@ class LiveQueue(Generic[ItemT, ResultT]):
     Args:
         turns: Of the model.
         run: Runs the model on a batch; it has its turn.
-        max_batch_s: Audio in one batch; a longer request is a batch of its own.
+        max_batch_s: Audio in one batch of finals; a longer request is a batch of its own.
+        max_hypotheses_s: The same of hypotheses, for which a final that is asked for meanwhile has to wait.
         max_wait_s: Hypotheses that have waited longer are dropped.
     """
 
@@ -112,11 +113,12 @@ class LiveQueue(Generic[ItemT, ResultT]):
         run: Callable[[Sequence[ItemT]], Awaitable[Sequence[ResultT]]],
         *,
         max_batch_s: float = 20.0,
+        max_hypotheses_s: float = 8.0,
         max_wait_s: float = 1.0,
     ) -> None:
         self._turns = turns
         self._run = run
-        self._max_batch_s = max_batch_s
+        self._max_batch_s = {Lane.FINAL: max_batch_s, Lane.HYPOTHESIS: max_hypotheses_s}
         self._max_wait_s = max_wait_s
         self._asked: dict[Lane, deque[_Asked[ItemT, ResultT]]] = {Lane.FINAL: deque(), Lane.HYPOTHESIS: deque()}
         self._workers: dict[Lane, asyncio.Task[None]] = {}
@@ -158,7 +160,7 @@ class LiveQueue(Generic[ItemT, ResultT]):
         queue = self._asked[lane]
         batch: list[_Asked[ItemT, ResultT]] = []
         batch_s = 0.0
-        while queue and (not batch or batch_s + queue[0].size_s <= self._max_batch_s):
+        while queue and (not batch or batch_s + queue[0].size_s <= self._max_batch_s[lane]):
             asked = queue.popleft()
             if asked.answer.done():
                 continue

@@ -349,8 +349,12 @@ class LiveParams(Params):
     patience: float = Field(2.0, ge=1)
     """A hypothesis or a look that took longer than its interval is followed by the next one after so many times as
     long, but not later than all that it hears is new: where the models are busy, streams ask less often."""
-    max_hypothesis_s: float = Field(5.0, gt=1)
-    """Audio that a hypothesis is made from; what lies before is committed."""
+    max_hypothesis_s: float = Field(3.5, gt=1)
+    """Audio that a hypothesis is made from; what lies before is committed.
+
+    Measured: with 5 s 19 of 408 committed words are others in the final, with 4 s 20, with 3.5 s 21 of 409; together
+    hypotheses hear 792 s, 695 s and 657 s for 300 s of a programme.
+    """
     n_tentative_words: int = Field(1, ge=0)
     """The last words of a hypothesis, which may be cut off, are never committed. Measured: two change nothing."""
     look_s: float = Field(2.56, gt=0)
