@@ -23,9 +23,12 @@ from soundstage.models.registry import ModelFolder, ModelSources, told
 
 MAX_FOLLOW_S = 600.0
 """Between attempts at a model that is refused again and again."""
-LIVE_SLICE_S = 20.0
-"""Audio after which a batch of files lets live streams in between, as long as there are any: smaller batches cost a
-third more (measured on one core: 0.43 s for 20 s of speech, 1.5 s for 90 s)."""
+LIVE_SLICE_S = 5.0
+"""Audio after which a batch of files lets live streams in between, as long as there are any: about one clip.
+
+Measured on two cores without VNNI, 4 streams beside 32 clients that send files: 95 of 100 finals come within 2.96 s of
+their speech with 20 s, 1.87 s with 8 s, 1.55 s with 5 s. A clip alone costs files 1.6 times what one of eight does.
+"""
 
 NICENESS = 5
 """Where there are too few cores, models let go first what everybody waits for: what reads, cuts and tells."""
