@@ -32,7 +32,7 @@ from soundstage.models.runtime import limit_threads
 from soundstage.params import DecodingParams, Limits, MoonshineParams
 from soundstage.pipeline import SPEECH_MODEL
 from soundstage.sample import reading_path
-from soundstage.speech import decoding, model, shapes, weights
+from soundstage.speech import decoding, model, shapes, shortlist, weights
 from soundstage.types import SAMPLE_RATE
 
 CLIP_S = 5
