@@ -101,6 +101,24 @@ async def test_what_waits_together_is_run_together() -> None:
     assert batches == [[0, 2], [4], [1, 3], [5]]
 
 
+async def test_a_final_waits_for_few_hypotheses_only() -> None:
+    turns, asked = Turns(), list[asyncio.Task[int | None]]()
+    batches: list[list[int]] = []
+
+    async def run(items: Sequence[int]) -> list[int]:
+        batches.append(list(items))
+        if len(batches) == 1:
+            asked.append(asyncio.create_task(queue.ask(9, 4.0, is_final=True)))
+            for _ in range(3):  # until it waits for its turn
+                await asyncio.sleep(0)
+        return list(items)
+
+    queue: LiveQueue[int, int] = LiveQueue(turns, run, max_batch_s=20.0, max_hypotheses_s=8.0)
+    await asyncio.gather(*(queue.ask(i, 4.0, is_final=False) for i in range(4)))
+    assert await asked[0] == 9
+    assert batches == [[0, 1], [9], [2, 3]]
+
+
 async def test_hypotheses_that_waited_too_long_are_dropped_and_finals_never() -> None:
     turns = Turns()
     queue: LiveQueue[int, int] = LiveQueue(turns, double, max_wait_s=0.0)
