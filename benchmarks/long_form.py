@@ -253,13 +253,13 @@ class Comparison:
         """Word error rate."""
         return float(self._output.wer)
 
-    def at_cuts(self, chunk_cuts_s: Sequence[float]) -> tuple[int, int, int]:
-        """Cuts amid a sentence, and how many words are lost and doubled at them.
+    def at_cuts(self, chunk_cuts_s: Sequence[float]) -> tuple[int, list[str], list[str]]:
+        """How many cuts are amid a sentence, and the words that are lost and doubled at them, with what is around them.
 
         A cut is the edge of a chunk, or a segment that begins where the one before ends. One word that is written as
         two, or two as one, is wrong and not lost: beside it another is substituted.
         """
-        n_cuts = n_lost = n_doubled = 0
+        n_cuts, lost, doubled = 0, list[str](), list[str]()
         for i, (before, after) in enumerate(itertools.pairwise(self._segments), start=1):
             cut_s = next((c for c in chunk_cuts_s if before.end_s - 0.5 <= c <= after.start_s + 0.5), after.start_s)
             touches = after.start_s - before.end_s < 0.1
@@ -271,12 +271,21 @@ class Comparison:
                 if op.hyp_end_idx < place - _N_EDGE_WORDS or op.hyp_start_idx > place + _N_EDGE_WORDS:
                     continue
                 if op.type == "delete":
-                    n_lost += op.ref_end_idx - op.ref_start_idx
+                    lost += _shown(self._truth, op.ref_start_idx, op.ref_end_idx)
                 elif op.type == "insert":
                     around = self._written[max(0, op.hyp_start_idx - _N_EDGE_WORDS) : op.hyp_start_idx]
                     around += self._written[op.hyp_end_idx : op.hyp_end_idx + _N_EDGE_WORDS]
-                    n_doubled += sum(word in around for word in self._written[op.hyp_start_idx : op.hyp_end_idx])
-        return n_cuts, n_lost, n_doubled
+                    doubled += [
+                        shown
+                        for i, shown in enumerate(_shown(self._written, op.hyp_start_idx, op.hyp_end_idx))
+                        if self._written[op.hyp_start_idx + i] in around
+                    ]
+        return n_cuts, lost, doubled
+
+
+def _shown(words: Sequence[str], first: int, last: int) -> list[str]:
+    """Each of some words, in brackets among its neighbours."""
+    return [" ".join([*words[max(0, i - 4) : i], f"[{words[i]}]", *words[i + 1 : i + 5]]) for i in range(first, last)]
 
 
 def wer_of_singles(pipeline: Pipeline, material: Material, texts: set[str]) -> float:
@@ -319,7 +328,7 @@ def main(
             invented[kind] = Heard.of(pipeline, path).texts
             path.unlink()
     comparison = Comparison(sentences, heard.segments)
-    n_cuts, n_lost, n_doubled = comparison.at_cuts(heard.cuts_s)
+    n_cuts, lost, doubled = comparison.at_cuts(heard.cuts_s)
     n_warm = len(heard.memory_mib) // 5
     n_invented = {kind: len(" ".join(texts).split()) for kind, texts in invented.items()}
     figures = {
@@ -329,15 +338,20 @@ def main(
         "invented_words": sum(n_invented.values()),
         **{f"invented_words_{kind}": n for kind, n in n_invented.items()},
         "cuts_amid_a_sentence": n_cuts,
-        "lost_at_cuts": n_lost,
-        "doubled_at_cuts": n_doubled,
+        "lost_at_cuts": len(lost),
+        "doubled_at_cuts": len(doubled),
         "memory_growth_mib": round(max(heard.memory_mib[n_warm:]) - max(heard.memory_mib[: n_warm + 1]), 1),
         "results_in_order": heard.in_order,
         "first_result_after_ratio": round(heard.came_s[0] / heard.wall_s, 4),
         "longest_wait_s": round(max(np.diff([0.0, *heard.came_s])), 2),
         "real_time_factor": round(heard.wall_s / duration_s, 4),
     }
-    detail = {"invented": " | ".join(text for texts in invented.values() for text in texts), "n_threads": N_THREADS}
+    detail = {
+        "invented": " | ".join(text for texts in invented.values() for text in texts),
+        "lost": " | ".join(lost),
+        "doubled": " | ".join(doubled),
+        "n_threads": N_THREADS,
+    }
     write_result("long_form", figures, detail)
     Console().print(as_table("A long programme", figures))
     print(json.dumps(figures))
