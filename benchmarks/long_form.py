@@ -271,21 +271,18 @@ class Comparison:
                 if op.hyp_end_idx < place - _N_EDGE_WORDS or op.hyp_start_idx > place + _N_EDGE_WORDS:
                     continue
                 if op.type == "delete":
-                    lost += _shown(self._truth, op.ref_start_idx, op.ref_end_idx)
+                    lost += [_shown(self._truth, at) for at in range(op.ref_start_idx, op.ref_end_idx)]
                 elif op.type == "insert":
                     around = self._written[max(0, op.hyp_start_idx - _N_EDGE_WORDS) : op.hyp_start_idx]
                     around += self._written[op.hyp_end_idx : op.hyp_end_idx + _N_EDGE_WORDS]
-                    doubled += [
-                        shown
-                        for i, shown in enumerate(_shown(self._written, op.hyp_start_idx, op.hyp_end_idx))
-                        if self._written[op.hyp_start_idx + i] in around
-                    ]
+                    inserted = range(op.hyp_start_idx, op.hyp_end_idx)
+                    doubled += [_shown(self._written, at) for at in inserted if self._written[at] in around]
         return n_cuts, lost, doubled
 
 
-def _shown(words: Sequence[str], first: int, last: int) -> list[str]:
-    """Each of some words, in brackets among its neighbours."""
-    return [" ".join([*words[max(0, i - 4) : i], f"[{words[i]}]", *words[i + 1 : i + 5]]) for i in range(first, last)]
+def _shown(words: Sequence[str], place: int) -> str:
+    """One of some words, in brackets among its neighbours."""
+    return " ".join([*words[max(0, place - 4) : place], f"[{words[place]}]", *words[place + 1 : place + 5]])
 
 
 def wer_of_singles(pipeline: Pipeline, material: Material, texts: set[str]) -> float:

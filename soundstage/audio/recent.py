@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+MARGIN_S = 3.0
+"""Beyond what is kept: for a piece of a second, and for two before room is made by moving all that is kept."""
+
 
 class Recent:
     """Values of a stream, addressed by how many came before them.

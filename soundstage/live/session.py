@@ -8,7 +8,7 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
-from soundstage.audio.recent import Recent
+from soundstage.audio.recent import MARGIN_S, Recent
 from soundstage.audio.resample import Resampler
 from soundstage.audio.voice_activity import VoiceActivity
 from soundstage.live.captions import LiveCaptions
@@ -49,9 +49,8 @@ class LiveSession:
     ) -> None:
         params, reading = params or LiveParams(), reading or ReadingParams()
         next_number = count().__next__
-        # A piece, and two seconds before room is made by moving all that is kept.
-        longest_s = max(kept_s(params), reading.chunks.max_duration_s, params.look_s) + 3
-        self._audio = audio = Recent(round(longest_s * SAMPLE_RATE))
+        longest_s = max(kept_s(params), reading.chunks.max_duration_s, params.look_s)
+        self._audio = audio = Recent(round((longest_s + MARGIN_S) * SAMPLE_RATE))
         self._resampler = Resampler()
         is_heard = options.tasks & {Task.SPEECH, Task.SOUNDS}
         self._voice_activity = VoiceActivity() if is_heard else None
@@ -65,7 +64,6 @@ class LiveSession:
         self._captions = LiveCaptions(captions or CaptionParams(), sdh or SdhParams()) if options.captions else None
         self._n_source_samples = 0
         self._source_rate = SAMPLE_RATE
-        self._n_samples = 0
         self._is_finished = False
         self._levels: Levels | None = None
         self.n_finals = 0
@@ -153,8 +151,7 @@ class LiveSession:
     @property
     def is_done(self) -> bool:
         """The audio has ended, and every final job was handed out and answered."""
-        streams = [stream for stream in (self._speech, self._sounds) if stream is not None]
-        return self._is_finished and not any(stream.n_asked for stream in streams)
+        return self._is_finished and not any(stream.n_asked for stream in self._streams)
 
     @property
     def duration_s(self) -> float:
@@ -174,14 +171,17 @@ class LiveSession:
     @property
     def lag_s(self) -> float:
         """How far answers are behind: audio since the end of the first utterance or chunk that waits for one."""
-        streams = [stream for stream in (self._speech, self._sounds) if stream is not None]
-        since_s = [stream.waits_since_s for stream in streams if stream.waits_since_s is not None]
-        return max(0.0, self._n_samples / SAMPLE_RATE - min(since_s)) if since_s else 0.0
+        since_s = [stream.waits_since_s for stream in self._streams if stream.waits_since_s is not None]
+        return max(0.0, self._audio.end / SAMPLE_RATE - min(since_s)) if since_s else 0.0
+
+    @property
+    def _streams(self) -> list[SpeechStream | SoundStream]:
+        """What was asked for."""
+        return [stream for stream in (self._speech, self._sounds) if stream is not None]
 
     def _listen(self, samples: NDArray[np.float32]) -> list[LiveEvent]:
         """Follow 16 kHz mono on."""
         events: list[LiveEvent] = []
-        self._n_samples += len(samples)
         if self._voice_activity is None:
             return events
         for start in range(0, len(samples), SAMPLE_RATE):
@@ -192,7 +192,7 @@ class LiveSession:
                 events += self._speech.hear(probs)
             if self._sounds is not None:
                 self._sounds.hear(probs)
-            self._audio.forget(min(stream.keeps_from for stream in (self._speech, self._sounds) if stream is not None))
+            self._audio.forget(min(stream.keeps_from for stream in self._streams))
         return events
 
     def _captioned(self, events: Sequence[LiveEvent]) -> list[LiveEvent]:

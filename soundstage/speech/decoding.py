@@ -116,18 +116,18 @@ class GreedyDecoder:
         self._hint_params = hint_params or HintParams()
         self._weights = {name: tf.constant(array) for name, array in model.prepare(weights, params).items()}
         embedding = self._weights["decoder.embedding"]
-        next_token = shortlist.whole_head(embedding, tf.transpose(embedding))
         if shortlist.is_supported():
-            next_token = shortlist.shortlisted(embedding)
+            self._next_token = shortlist.shortlisted(embedding)
             if _multiplies_bfloat16():
                 for name in _BFLOAT16:
                     self._weights[name] = tf.cast(self._weights[name], tf.bfloat16)
+        else:
+            self._next_token = shortlist.whole_head(embedding, tf.transpose(embedding))
         signature = [
             tf.TensorSpec((None, None), tf.float32),
             tf.TensorSpec((None,), tf.int32),
             tf.TensorSpec((None,), tf.int32),
         ]
-        self._next_token = next_token
         self._run = tf.function(self._write, input_signature=signature)
         self._run_hinted = tf.function(self._write, input_signature=[*signature, Tables.signature()])
         drafts = Drafts(tf.TensorSpec((None, None), tf.int32), tf.TensorSpec((None,), tf.int32))

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soundstage.audio.chunks import quietest_frame
-from soundstage.audio.recent import Recent
+from soundstage.audio.recent import MARGIN_S, Recent
 from soundstage.audio.voice_activity import FRAME_LENGTH, FRAME_S, SpeechTracker, n_frames_in
 from soundstage.live.events import Final, LiveEvent, Partial, StreamOptions, TranscribeJob
 from soundstage.params import LiveParams
@@ -211,7 +211,7 @@ class SpeechStream:
         self._tracker = SpeechTracker(activity)
         self._audio = audio
         self.keeps_from = 0
-        self._probs = Recent(n_frames_in(kept_s(params) + 3))
+        self._probs = Recent(n_frames_in(kept_s(params) + MARGIN_S))
         self._utterance: _Utterance | None = None
         self._n_utterances = 0
         self._context: list[tuple[int, int]] = []  # frames of the utterances of the span, in order
