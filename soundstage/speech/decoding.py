@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from soundstage.models.runtime import multiplies_bfloat16
 from soundstage.params import HintParams, MoonshineParams
 from soundstage.speech import model, shapes, shortlist
 from soundstage.speech.hinting import Hinting, Tables
@@ -118,7 +118,7 @@ class GreedyDecoder:
         embedding = self._weights["decoder.embedding"]
         if shortlist.is_supported():
             self._next_token = shortlist.shortlisted(embedding)
-            if _multiplies_bfloat16():
+            if multiplies_bfloat16():
                 for name in _BFLOAT16:
                     self._weights[name] = tf.cast(self._weights[name], tf.bfloat16)
         else:
@@ -214,12 +214,6 @@ def _drafts(drafts: Sequence[Sequence[int]], max_tokens: Sequence[int]) -> Draft
     for row, draft in zip(token_ids, cut, strict=True):
         row[: len(draft)] = draft
     return Drafts(token_ids, n_tokens)
-
-
-def _multiplies_bfloat16() -> bool:
-    """Whether the processor does; the others would take longer with it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.is_file() and " avx512_bf16 " in cpuinfo.read_text(encoding="utf-8")
 
 
 def greedy(

@@ -38,7 +38,10 @@ def instances(observed: Observed, busy: None) -> list[str]:
 
     def is_enough() -> bool:
         n = observed.value("min(count_over_time(ray_soundstage_words_total[2m]))")
-        return (n or 0) > 60 / SCRAPE_S and observed.value("ray_soundstage_shadow_compared_total") is not None
+        # The sample speaks for a part of it only: the first phrases of the stream come late, and a rate needs two.
+        finals = observed.value("sum(increase(ray_soundstage_final_delay_seconds_count[1m]))")
+        is_compared = observed.value("ray_soundstage_shadow_compared_total") is not None
+        return (n or 0) > 60 / SCRAPE_S and (finals or 0) > 0 and is_compared
 
     poll(is_enough, 300, lambda: f"Prometheus sees no load: {observed.prometheus('label/__name__/values')}")
     found: list[str] = observed.prometheus("label/instance/values", **{"match[]": "ray_soundstage_model_served"})

@@ -307,6 +307,18 @@ def test_frozen_layers_stay_and_the_heads_learn_faster() -> None:
     )
 
 
+@pytest.mark.parametrize(("multiplies", "precision"), [(True, "mixed_bfloat16"), (False, "float32")])
+def test_the_precision_is_what_the_processor_is_fast_with(
+    monkeypatch: pytest.MonkeyPatch, multiplies: bool, precision: str
+) -> None:
+    monkeypatch.setattr("training.sound_classification.learning.multiplies_bfloat16", lambda: multiplies)
+    params = SoundParams(sounds=("beep", "hiss"), window_s=1.0)
+    config = Config.model_validate({"learning": {"start": "random"}})
+    classifier = build_classifier(params, config, None, n_steps=1, seed=0)
+    assert classifier.get_layer("pointwise_1").dtype_policy.name == precision
+    assert classifier.get_layer("frames").dtype_policy.name == "float32"
+
+
 def test_heads_learn_alone_before_the_body(tmp_path: Path) -> None:
     params = SoundParams(sounds=("beep", "hiss"), window_s=1.0)
     learning = {"start": "random", "n_head_epochs": 3, "n_epochs": 5, "warm_up": 0, "precision": "float32"}

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from soundstage.models.runtime import multiplies_bfloat16
 from soundstage.sound.model import (
     HEAD_NAMES,
     LAYER_NAMES,
@@ -147,7 +148,10 @@ def build_classifier(
     """
     keras.utils.set_random_seed(seed)
     learning = config.learning
-    network = build_network(params, pointwise_dtype=learning.precision, dropout=learning.dropout)
+    precision = learning.precision
+    if precision == "auto":
+        precision = "mixed_bfloat16" if multiplies_bfloat16() else "float32"
+    network = build_network(params, pointwise_dtype=precision, dropout=learning.dropout)
     # rare things are not heard, until there is a reason
     network.get_layer("frames").bias.assign(np.full(len(params.labels), -2.0, np.float32))
     if start is not None:
