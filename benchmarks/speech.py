@@ -213,7 +213,8 @@ def main(
     _console.print(as_table("Speech model against the published graph", {**figures, **detail}))
     if write:
         # Processors differ by more than a machine's other traits do: each kind has a result of its own.
-        write_result("speech" if shortlist.is_supported() else "speech_without_vnni", figures, detail)
+        has_vnni = any(product.n_bits == 8 for product in shortlist.integer_products())
+        write_result("speech" if has_vnni else "speech_without_vnni", figures, detail)
     print(json.dumps({**figures, "machine": machine()}))
 
 

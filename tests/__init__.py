@@ -1,0 +1,1 @@
+import soundstage as soundstage  # before TensorFlow, whose kernels it chooses

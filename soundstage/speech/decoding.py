@@ -116,8 +116,8 @@ class GreedyDecoder:
         self._hint_params = hint_params or HintParams()
         self._weights = {name: tf.constant(array) for name, array in model.prepare(weights, params).items()}
         embedding = self._weights["decoder.embedding"]
-        if shortlist.is_supported():
-            self._next_token = shortlist.shortlisted(embedding)
+        if products := shortlist.integer_products():
+            self._next_token = shortlist.shortlisted(embedding, products[0])
             if multiplies_bfloat16():
                 for name in _BFLOAT16:
                     self._weights[name] = tf.cast(self._weights[name], tf.bfloat16)

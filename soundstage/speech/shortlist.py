@@ -8,7 +8,9 @@ the others, since each row has a scale of its own and sums of integers are exact
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -66,11 +68,12 @@ def _best(logits: tf.Tensor, bonus: tf.Tensor | None) -> tuple[tf.Tensor, tf.Ten
     return token_ids, tf.gather(logits, token_ids, batch_dims=1) - tf.reduce_logsumexp(logits, axis=-1)
 
 
-def shortlisted(embedding: tf.Tensor) -> NextToken:
+def shortlisted(embedding: tf.Tensor, product: IntegerProduct) -> NextToken:
     """By the exact logits of those that lead in 8 bits; the others count for the probability as they are in 8 bits.
 
     Args:
         embedding: float32 (vocabulary_size, hidden_size).
+        product: Which gives the logits in 8 bits.
     """
     codes, scales = _quantised(embedding.numpy())
     vocabulary_size = len(scales)
@@ -79,7 +82,7 @@ def shortlisted(embedding: tf.Tensor) -> NextToken:
     n_blocks = vocabulary_size // block_size
 
     def next_token(states: tf.Tensor, bonus: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
-        logits = _integer_product(states, codes) * scales
+        logits = product(states, codes) * scales
         led = logits if bonus is None else logits + bonus
         blocks = tf.reshape(led, (-1, n_blocks, block_size))  # the best n tokens are in the best n blocks
         best_blocks = tf.math.top_k(tf.reduce_max(blocks, axis=-1), min(n_candidates, n_blocks)).indices
@@ -102,46 +105,86 @@ def shortlisted(embedding: tf.Tensor) -> NextToken:
     return next_token
 
 
-def is_supported() -> bool:
-    """Whether this processor multiplies 8-bit integers exactly here: oneDNN's kernels, on x86 processors with VNNI.
+class IntegerProduct(NamedTuple):
+    """A way to multiply integers exactly.
 
-    Older ones saturate sums of two products at 16 bits, and other builds of TensorFlow have no such operation.
+    Attributes:
+        n_bits: Of the states.
+        multiply: Rounded states uint8 (n_rows, hidden_size) times codes (hidden_size, n_columns), plus int32
+            (n_columns,): int32 (n_rows, n_columns).
     """
-    if tf.config.list_physical_devices("GPU"):
-        return False
-    rng = np.random.default_rng(0)
-    kernel = rng.choice(np.array([-127, 127], np.int8), (256, 64))
-    states = rng.choice(np.array([-127, 127], np.float32), (2, 256))
-    states[0] = 127
-    try:
-        product = tf.function(lambda: _integer_product(tf.constant(states), kernel))()
-    except (tf.errors.OpError, ValueError):
-        return False
-    return bool(np.array_equal(product, states @ kernel.astype(np.float32)))
+
+    n_bits: int
+    multiply: Callable[[tf.Tensor, NDArray[np.int8], NDArray[np.int32]], tf.Tensor]
+
+    def __call__(self, states: tf.Tensor, codes: NDArray[np.int8]) -> tf.Tensor:
+        """States, rounded, times codes: float32 (n_rows, n_columns)."""
+        greatest = 2 ** (self.n_bits - 1) - 1
+        scale = tf.maximum(tf.reduce_max(tf.abs(states), axis=-1, keepdims=True), 1e-9) / greatest
+        offset = greatest + 1
+        rounded = tf.cast(tf.round(states / scale) + offset, tf.uint8)
+        sums = self.multiply(rounded, codes, -offset * codes.sum(axis=0, dtype=np.int32))
+        return tf.cast(sums, tf.float32) * scale
 
 
-def _quantised(embedding: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Codes (hidden_size, vocabulary_size), and what each column is multiplied by (vocabulary_size,)."""
-    scales = np.maximum(np.abs(embedding).max(axis=1), 1e-9) / 127
-    return np.ascontiguousarray(np.rint(embedding / scales[:, None]).astype(np.int8).T), scales.astype(np.float32)
-
-
-def _integer_product(states: tf.Tensor, codes: NDArray[np.int8]) -> tf.Tensor:
-    """States, rounded to 8 bits, times codes: float32 (n_rows, n_columns).
-
-    The codes are a constant of the graph, which lets oneDNN rearrange them once and not at every step.
-    """
-    scale = tf.maximum(tf.reduce_max(tf.abs(states), axis=-1, keepdims=True), 1e-9) / 127
-    rounded = tf.cast(tf.round(states / scale) + 128, tf.uint8)
-    from_offset = -128 * codes.sum(axis=0, dtype=np.int32)
+def _by_matmul(states: tf.Tensor, codes: NDArray[np.int8], bias: NDArray[np.int32]) -> tf.Tensor:
     sums, _, _ = tf.raw_ops.QuantizedMatMulWithBias(
-        a=tf.bitcast(rounded, tf.quint8),
+        a=tf.bitcast(states, tf.quint8),
         b=tf.bitcast(tf.constant(codes), tf.qint8),
-        bias=tf.bitcast(tf.constant(from_offset), tf.qint32),
+        bias=tf.bitcast(tf.constant(bias), tf.qint32),
         min_a=0.0,
         max_a=255.0,
         min_b=-127.0,
         max_b=127.0,
         input_quant_mode="SCALED",
     )
-    return tf.cast(tf.bitcast(sums, tf.int32), tf.float32) * scale
+    return tf.bitcast(sums, tf.int32)
+
+
+def _by_convolution(states: tf.Tensor, codes: NDArray[np.int8], bias: NDArray[np.int32]) -> tf.Tensor:
+    sums, _, _ = tf.raw_ops.QuantizedConv2D(
+        input=tf.bitcast(states[None, :, None, :], tf.quint8),
+        filter=tf.bitcast(tf.constant(codes[None, None]), tf.qint8),
+        min_input=0.0,
+        max_input=255.0,
+        min_filter=-127.0,
+        max_filter=127.0,
+        out_type=tf.qint32,
+        strides=[1, 1, 1, 1],
+        padding="VALID",
+    )
+    return tf.bitcast(sums, tf.int32)[0, :, 0, :] + bias
+
+
+_PRODUCTS = (IntegerProduct(8, _by_matmul), IntegerProduct(7, _by_convolution))
+"""The fastest first. In both the codes are a constant of the graph, which oneDNN rearranges once and not at every step;
+its matrix product does so on processors with VNNI only, which also sum without loss. On the others two products share
+16 bits, which those of 7 and 8 bits do not fill."""
+
+
+@cache
+def integer_products() -> tuple[IntegerProduct, ...]:
+    """Those that are exact here, the fastest first: oneDNN's, on x86 processors; none on GPUs and in other builds."""
+    if tf.config.list_physical_devices("GPU"):
+        return ()
+    return tuple(product for product in _PRODUCTS if _is_exact(product))
+
+
+def _is_exact(product: IntegerProduct) -> bool:
+    greatest = 2 ** (product.n_bits - 1) - 1
+    rng = np.random.default_rng(0)
+    codes = rng.choice(np.array([-127, 127], np.int8), (256, 64))
+    codes[:, 0] = 127
+    states = rng.choice(np.array([-greatest, greatest], np.float32), (2, 256))
+    states[0] = greatest
+    try:
+        sums = tf.function(lambda: product(tf.constant(states), codes))()
+    except (tf.errors.OpError, ValueError):
+        return False
+    return bool(np.array_equal(sums, states @ codes.astype(np.float32)))
+
+
+def _quantised(embedding: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Codes (hidden_size, vocabulary_size), and what each column is multiplied by (vocabulary_size,)."""
+    scales = np.maximum(np.abs(embedding).max(axis=1), 1e-9) / 127
+    return np.ascontiguousarray(np.rint(embedding / scales[:, None]).astype(np.int8).T), scales.astype(np.float32)

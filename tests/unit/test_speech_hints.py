@@ -106,7 +106,7 @@ def test_each_row_of_a_batch_is_led_by_its_own_hints() -> None:
     assert led[1].avg_logprob == pytest.approx(plain[1].avg_logprob, abs=1e-5)
 
 
-@pytest.mark.skipif(not shortlist.is_supported(), reason="NOT PROVEN: no 8-bit products on this processor")
+@pytest.mark.skipif(not shortlist.integer_products(), reason="NOT PROVEN: no 8-bit products on this processor")
 def test_the_shortlist_heeds_a_bonus_like_the_whole_head() -> None:
     """Tokens that are far from leading, too."""
     rng = np.random.default_rng(0)
@@ -114,7 +114,7 @@ def test_the_shortlist_heeds_a_bonus_like_the_whole_head() -> None:
     states = tf.constant(rng.normal(size=(12, 48)).astype(np.float32))
     bonus = np.zeros((12, 8_192), np.float32)
     bonus[np.arange(0, 12, 2), rng.integers(0, 8_192, 6)] = 60.0
-    tokens, logprobs = tf.function(shortlist.shortlisted(embedding))(states, tf.constant(bonus))
+    tokens, logprobs = tf.function(shortlist.shortlisted(embedding, shortlist.integer_products()[0]))(states, tf.constant(bonus))
     whole = shortlist.whole_head(embedding)(states, tf.constant(bonus))
     assert tokens.numpy().tolist() == whole[0].numpy().tolist()
     assert set(np.nonzero(bonus)[1]) <= set(tokens.numpy().tolist())

@@ -137,7 +137,7 @@ def test_prose_does_not_count_as_a_loop() -> None:
 
 def test_the_cache_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Token by token, as in serving, gives what reading the whole row at once gives, in the same precision."""
-    monkeypatch.setattr(shortlist, "is_supported", lambda: False)
+    monkeypatch.setattr(shortlist, "integer_products", tuple)
     n_tokens, samples = 9, tone(1.0).samples
     decoded = GreedyDecoder(random_weights(), TINY.model_copy(update={"end_token_id": -1})).decode(
         [samples], [n_tokens]
@@ -240,9 +240,9 @@ def test_a_row_tells_how_sure_it_was_and_where_it_looked() -> None:
         assert trace is not None
         assert alone is not None
         assert trace.attention.shape == (n_tokens, shapes.n_frames_of(len(row)))
-        np.testing.assert_allclose(trace.attention.sum(axis=1), 1, atol=1e-5)
-        np.testing.assert_allclose(trace.attention, alone.attention, atol=1e-5)
-        np.testing.assert_allclose(trace.logprobs, alone.logprobs, atol=1e-5)
+        np.testing.assert_allclose(trace.attention.sum(axis=1), 1, atol=1e-4)
+        np.testing.assert_allclose(trace.attention, alone.attention, atol=1e-4)
+        np.testing.assert_allclose(trace.logprobs, alone.logprobs, atol=1e-4)
         assert trace.logprobs.mean() == pytest.approx(result.avg_logprob)
 
 
