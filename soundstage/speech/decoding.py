@@ -122,7 +122,7 @@ class GreedyDecoder:
                 for name in _BFLOAT16:
                     self._weights[name] = tf.cast(self._weights[name], tf.bfloat16)
         else:
-            self._next_token = shortlist.whole_head(embedding, tf.transpose(embedding))
+            self._next_token = shortlist.whole_head(embedding)
         signature = [
             tf.TensorSpec((None, None), tf.float32),
             tf.TensorSpec((None,), tf.int32),

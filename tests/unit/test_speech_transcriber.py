@@ -169,13 +169,11 @@ def test_a_rows_limit_and_result_do_not_depend_on_its_batch() -> None:
         assert len(alone.token_ids) + alone.has_ended <= limit
 
 
-@pytest.mark.parametrize("has_kernel", [False, True])
 @pytest.mark.parametrize("n_rows", [1, 5])
-def test_the_whole_head_finds_the_most_probable_token(n_rows: int, has_kernel: bool) -> None:
+def test_the_whole_head_finds_the_most_probable_token(n_rows: int) -> None:
     rng = np.random.default_rng(0)
     embedding, states = (rng.normal(size=size).astype(np.float32) for size in ((1_024, 24), (n_rows, 24)))
-    kernel = tf.constant(embedding.T) if has_kernel else None
-    tokens, logprobs = tf.function(shortlist.whole_head(tf.constant(embedding), kernel))(states)
+    tokens, logprobs = tf.function(shortlist.whole_head(tf.constant(embedding)))(states)
     logits = states @ embedding.T
     assert tokens.numpy().tolist() == logits.argmax(axis=1).tolist()
     np.testing.assert_allclose(logprobs, tf.nn.log_softmax(logits).numpy().max(axis=1), atol=1e-4)
