@@ -61,6 +61,8 @@ class ChunkParams(Params):
     """Once a chunk is this long, it ends at the next silence."""
     max_region_s: float = Field(15.0, gt=1)
     """Longer speech is cut where the voice is least certain."""
+    context_s: float = Field(1.0, ge=0)
+    """Of the stream on either side that a chunk carries along."""
 
 
 class LevelParams(Params):
@@ -286,6 +288,8 @@ class SpanParams(Params):
     """Between them."""
     max_duration_s: float = Field(15.0, gt=0)
     """All in all."""
+    context_s: float = Field(1.0, ge=0)
+    """What is heard with speech that was cut, on the other side of the cut."""
 
 
 class RemoteModelParams(Params):

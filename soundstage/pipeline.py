@@ -24,7 +24,7 @@ from soundstage.params import ChunkParams, EventParams, LevelParams, Limits, Par
 from soundstage.sound.events import EventTracker
 from soundstage.speech.hints import Hints
 from soundstage.speech.profanity import Profanity, masked
-from soundstage.speech.spans import parted, spans
+from soundstage.speech.spans import Heard, in_context, own
 from soundstage.types import (
     Analysis,
     Chunk,
@@ -32,6 +32,7 @@ from soundstage.types import (
     ClipSummary,
     EncodedAudio,
     FrameScores,
+    Region,
     Segment,
     SoundEvent,
     Tag,
@@ -175,8 +176,16 @@ class ClipReader:
 
 
 def regions_of(chunk: Chunk) -> list[Waveform]:
-    """The stretches of a chunk in which somebody speaks, short pauses included, as waveforms in stream time."""
-    return [chunk.waveform.between(span[0].start_s, span[-1].end_s) for span in spans(chunk.speech, SpanParams())]
+    """The stretches of a chunk in which somebody speaks, short pauses included, as waveforms in stream time.
+
+    Where speech was cut, they reach beyond the cut.
+    """
+    return [chunk.heard.between(heard.start_s, heard.end_s) for heard in _in_context(chunk)]
+
+
+def _in_context(chunk: Chunk) -> list[Heard]:
+    edges, stream = (Region(start_s=each.start_s, end_s=each.end_s) for each in (chunk.waveform, chunk.heard))
+    return in_context(chunk.speech, edges, stream, SpanParams())
 
 
 @dataclass(slots=True)
@@ -222,9 +231,9 @@ class ChunkAssembler:
         believed = (
             [
                 part
-                for segment, span in zip(segments, spans(chunk.speech, SpanParams()), strict=True)
+                for segment, heard in zip(segments, _in_context(chunk), strict=True)
                 if segment is not None
-                for part in parted(segment, span)
+                for part in own(segment, heard)
             ]
             if segments is not None
             else []

@@ -142,12 +142,14 @@ class Chunk:
 
     Attributes:
         waveform: 16 kHz mono.
+        heard: The waveform with some of the stream on either side, as context.
         speech: Where voice activity found speech, in stream time, in order, inside the waveform.
         index: 0 for the first chunk of a stream.
         is_last: No chunk follows.
     """
 
     waveform: Waveform
+    heard: Waveform
     speech: tuple[Region, ...]
     index: int
     is_last: bool

@@ -68,6 +68,8 @@ class Chunker:
         self._n_probs = 0
         self._n_tracked = 0
         self._start = 0  # of the chunk in the stream, in samples
+        self._n_context = round(params.context_s * SAMPLE_RATE)
+        self._lead = np.empty(0, np.float32)  # the end of the chunk before
         self._index = 0
 
     @cached_property
@@ -157,8 +159,15 @@ class Chunker:
     def _take(self, n_frames: int, *, is_last: bool) -> Chunk:
         """End the chunk before the frame and begin the next one there."""
         n_samples = self._audio.end - self._start if is_last else n_frames * FRAME_LENGTH
-        samples = self._audio.between(self._start, self._start + n_samples)
-        waveform = Waveform(samples=samples, start_s=self._start / SAMPLE_RATE)
+        end = self._start + n_samples
+        # As far as tracked, whatever came: the pieces of a stream decide nothing.
+        end_heard = min(end + self._n_context, max(end, self._start + self._n_tracked * FRAME_LENGTH))
+        samples = np.concatenate([self._lead, self._audio.between(self._start, end_heard)])
+        start_heard_s = (self._start - len(self._lead)) / SAMPLE_RATE
+        own = samples[len(self._lead) :][:n_samples]
+        waveform = Waveform(samples=own, start_s=self._start / SAMPLE_RATE)
+        heard = Waveform(samples=samples, start_s=start_heard_s)
+        self._lead = own[max(0, len(own) - self._n_context) :].copy()
         probs = self._probs[:n_frames]
         regions = [
             Region(
@@ -168,7 +177,7 @@ class Chunker:
             for span in speech_spans(probs, self._before, goes_on=not is_last)
             for first, last in self._split(*span)
         ]
-        chunk = Chunk(waveform=waveform, speech=tuple(regions), index=self._index, is_last=is_last)
+        chunk = Chunk(waveform=waveform, heard=heard, speech=tuple(regions), index=self._index, is_last=is_last)
         for prob in probs.tolist():
             self._before.step(prob)
         self._probs[: self._n_probs - n_frames] = self._probs[n_frames : self._n_probs].copy()

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise, takewhile
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from soundstage.audio.voice_activity import FRAME_LENGTH, FRAME_S, SpeechTracker
 from soundstage.live.events import Final, LiveEvent, Partial, StreamOptions, TranscribeJob
 from soundstage.params import LiveParams
 from soundstage.speech.profanity import masked
-from soundstage.speech.spans import Span, parted
+from soundstage.speech.spans import Span, parted, timed
 from soundstage.types import Region, Segment, Waveform, Word
 
 _N_OVERLAP_WORDS = 3
@@ -94,21 +94,6 @@ def _middle_s(word: Word) -> float:
     return (word.start_s + word.end_s) / 2
 
 
-def _timed(segment: Segment) -> Segment:
-    """The segment with words, at even distances where the model gives no times."""
-    if segment.words:
-        return segment
-    texts = segment.text.split()
-    edges_s = np.linspace(segment.start_s, segment.end_s, len(texts) + 1).tolist()
-    return replace(
-        segment,
-        words=tuple(
-            Word(text=text, start_s=start_s, end_s=end_s, confidence=1.0)
-            for text, (start_s, end_s) in zip(texts, pairwise(edges_s), strict=True)
-        ),
-    )
-
-
 def _from(start_s: float, segment: Segment) -> Segment:
     """The segment without what it reaches into the one before."""
     if segment.start_s >= start_s:
@@ -145,7 +130,7 @@ class _Asked:
         if self.segment is None or len(self.span) == 1:
             return self.segment
         before, region = self.span[-2:]
-        own = parted(_timed(self.segment), self.span)[-1]
+        own = parted(timed(self.segment), self.span)[-1]
         if _middle_s(own.words[-1]) <= (before.end_s + region.start_s) / 2:
             return None
         return _from(before.end_s, own)
@@ -249,7 +234,7 @@ class SpeechStream:
         if asked is None:
             return self._heard(job, segment)
         asked.is_answered, asked.segment = True, segment
-        self._newest = _timed(segment).words if segment is not None else ()
+        self._newest = timed(segment).words if segment is not None else ()
         utterance, own = self._utterance, asked.own
         is_current = utterance is not None and utterance.number == asked.utterance and not asked.is_ended
         # An older one than the newest hypothesis has nothing to say that is not known better.
@@ -430,7 +415,7 @@ class SpeechStream:
     def _drafted(self, utterance: _Utterance, segment: Segment | None, end_s: float) -> list[LiveEvent]:
         if segment is None:
             return []
-        words = _timed(segment).words
+        words = timed(segment).words
         heard_s = segment.start_s
         utterance.newest = (*(word for word in utterance.newest if _middle_s(word) < heard_s), *words)
         if not self._options.partials:

@@ -18,7 +18,7 @@ STRICT, LENIENT = EventParams(on_score=0.8, off_score=0.7), EventParams(on_score
 
 def chunk(index: int, n_chunks: int) -> Chunk:
     waveform = Waveform(samples=np.zeros(round(CHUNK_S * SAMPLE_RATE), np.float32), start_s=index * CHUNK_S)
-    return Chunk(waveform=waveform, speech=(), index=index, is_last=index == n_chunks - 1)
+    return Chunk(waveform=waveform, heard=waveform, speech=(), index=index, is_last=index == n_chunks - 1)
 
 
 def scores(index: int, score: float) -> FrameScores:

@@ -64,7 +64,11 @@ def check(chunks: list[Chunk], samples: NDArray[np.float32], params: ChunkParams
     n_before = 0
     for chunk in chunks:
         assert chunk.waveform.start_s == n_before / 16_000
+        first = round(chunk.heard.start_s * 16_000)
+        assert first == max(0, n_before - round(params.context_s * 16_000))
+        assert np.array_equal(chunk.heard.samples, samples[first : first + len(chunk.heard.samples)])
         n_before += len(chunk.waveform.samples)
+        assert n_before <= first + len(chunk.heard.samples) <= n_before + round(params.context_s * 16_000)
         assert chunk.waveform.duration_s <= params.max_duration_s
         edges = [chunk.waveform.start_s]
         for region in chunk.speech:
@@ -111,6 +115,8 @@ def test_speech_without_a_pause_is_cut_where_it_is_quietest() -> None:
     check([first, second], samples)
     assert 26.0 <= first.waveform.end_s <= 26.4
     assert first.speech[-1].end_s == first.waveform.end_s
+    assert first.heard.end_s == pytest.approx(first.waveform.end_s + 1.0), "what goes on is heard"
+    assert second.heard.start_s == pytest.approx(second.waveform.start_s - 1.0)
     assert second.speech[0].start_s == second.waveform.start_s
     total_s = sum(region.duration_s for chunk in (first, second) for region in chunk.speech)
     assert total_s == pytest.approx(36.4)
@@ -166,6 +172,7 @@ def test_pieces_of_any_size_give_the_same_chunks(n_piece: int) -> None:
     assert len(whole) > 2
     for expected, chunk in zip(whole, pieces, strict=True):
         assert np.array_equal(chunk.waveform.samples, expected.waveform.samples)
+        assert np.array_equal(chunk.heard.samples, expected.heard.samples)
         assert (chunk.speech, chunk.index, chunk.is_last) == (expected.speech, expected.index, expected.is_last)
 
 

@@ -34,7 +34,8 @@ def test_words_that_hold_others_are_left_alone(text: str) -> None:
 @pytest.mark.parametrize(("profanity", "text"), [("keep", "What the fuck?"), ("mask", "What the f***?")])
 def test_only_where_asked_for(profanity: Profanity, text: str) -> None:
     speech = Region(start_s=0.0, end_s=4.0), Region(start_s=6.0, end_s=9.0)
-    chunk = Chunk(waveform=Waveform(samples=np.zeros(160_000, np.float32)), speech=speech, index=0, is_last=True)
+    waveform = Waveform(samples=np.zeros(160_000, np.float32))
+    chunk = Chunk(waveform=waveform, heard=waveform, speech=speech, index=0, is_last=True)
     part = ChunkAssembler(profanity=profanity).push(chunk, [segment("What the fuck?"), None], None)
     assert [found.text for found in part.segments] == [text]
 

@@ -114,7 +114,9 @@ def test_the_shortlist_heeds_a_bonus_like_the_whole_head() -> None:
     states = tf.constant(rng.normal(size=(12, 48)).astype(np.float32))
     bonus = np.zeros((12, 8_192), np.float32)
     bonus[np.arange(0, 12, 2), rng.integers(0, 8_192, 6)] = 60.0
-    tokens, logprobs = tf.function(shortlist.shortlisted(embedding, shortlist.integer_products()[0]))(states, tf.constant(bonus))
+    tokens, logprobs = tf.function(shortlist.shortlisted(embedding, shortlist.integer_products()[0]))(
+        states, tf.constant(bonus)
+    )
     whole = shortlist.whole_head(embedding)(states, tf.constant(bonus))
     assert tokens.numpy().tolist() == whole[0].numpy().tolist()
     assert set(np.nonzero(bonus)[1]) <= set(tokens.numpy().tolist())

@@ -7,7 +7,7 @@ import pytest
 
 from soundstage.params import SpanParams
 from soundstage.pipeline import ChunkAssembler, regions_of
-from soundstage.speech.spans import parted, spans
+from soundstage.speech.spans import Heard, in_context, own, parted, spans
 from soundstage.types import Chunk, Region, Segment, Waveform, Word
 
 PARAMS = SpanParams(max_pause_s=1.0, max_duration_s=10.0)
@@ -61,8 +61,38 @@ def test_without_word_times_the_text_stays_whole() -> None:
 def test_a_chunk_is_heard_by_spans_and_told_by_regions() -> None:
     """Pauses are heard as they are; between spans nothing is."""
     speech = regions((1.0, 2.0), (2.5, 3.0), (6.0, 9.0))
-    chunk = Chunk(waveform=Waveform(samples=np.arange(160_000, dtype=np.float32)), speech=speech, index=0, is_last=True)
+    waveform = Waveform(samples=np.arange(160_000, dtype=np.float32))
+    chunk = Chunk(waveform=waveform, heard=waveform, speech=speech, index=0, is_last=True)
     heard = regions_of(chunk)
     assert [(waveform.start_s, waveform.end_s) for waveform in heard] == [(1.0, 3.0), (6.0, 9.0)]
     part = ChunkAssembler().push(chunk, [said(("Ever", 1.1, 1.9), ("tried.", 2.6, 2.9)), None], None)
     assert [(segment.text, segment.end_s) for segment in part.segments] == [("Ever", 2.0), ("tried.", 3.0)]
+
+
+def test_speech_that_was_cut_is_heard_beyond_the_cut() -> None:
+    """Within a chunk and at its edges; speech that begins or ends by itself is heard alone."""
+    stream, chunk = Region(start_s=9.0, end_s=40.5), Region(start_s=10.0, end_s=40.0)
+    params = PARAMS.model_copy(update={"context_s": 1.0})
+    found = in_context(regions((10.0, 17.0), (17.0, 25.0), (30.0, 33.0), (34.0, 40.0)), chunk, stream, params)
+    assert [(heard.start_s, heard.end_s) for heard in found] == [(9.0, 18.0), (16.0, 25.0), (30.0, 40.5)]
+    assert [len(heard.span) for heard in found] == [1, 1, 2]
+    (alone,) = in_context(regions((10.0, 40.0)), chunk, chunk, params)
+    assert (alone.before, alone.after) == (None, None), "there is nothing beyond the ends of a stream"
+
+
+def test_each_side_of_a_cut_tells_its_own_words() -> None:
+    """The middle of a word decides; none reaches beyond the cut."""
+    before = Heard(regions((1.0, 5.0)), after=Region(start_s=5.0, end_s=6.0))
+    after = Heard(regions((5.0, 9.0)), before=Region(start_s=4.0, end_s=5.0))
+    whole = said(("and", 4.0, 4.4), ("Cologne,", 4.4, 5.1), ("which", 5.1, 5.4), ("were", 5.5, 5.9))
+    (first,), (last,) = own(whole, before), own(whole, after)
+    assert (first.text, first.start_s, first.end_s) == ("and Cologne,", 1.0, 5.0)
+    assert first.words[-1].end_s == 5.0
+    assert (last.text, last.start_s, last.end_s) == ("which were", 5.0, 9.0)
+    assert own(said(("which", 5.1, 5.4)), before) == []
+
+
+def test_a_cut_parts_words_without_times_by_their_number() -> None:
+    whole = Segment(start_s=1.0, end_s=9.0, text="one two three four")
+    (first,) = own(whole, Heard(regions((1.0, 5.0)), after=Region(start_s=5.0, end_s=9.0)))
+    assert first.text == "one two"
