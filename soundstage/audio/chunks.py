@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
 import numpy as np
@@ -42,7 +43,8 @@ class Chunker:
     """Cuts one stream; the same stream in other pieces gives the same chunks.
 
     A chunk ends in the first stretch of non-speech once it has min_duration_s; where none comes, it is cut at
-    max_duration_s at the latest, where the voice is least certain and quietest in the last third before that.
+    max_duration_s at the latest, where the voice is least certain and quietest in the last third before that, as soon
+    as context_s of what follows is there.
 
     Args:
         params: How long chunks are.
@@ -63,12 +65,13 @@ class Chunker:
         # Ahead of the chunk, and now.
         self._before = SpeechTracker(voice_activity)
         self._tracker = SpeechTracker(voice_activity)
-        self._audio = Recent((self._max_frames + 1) * FRAME_LENGTH + SAMPLE_RATE) if audio is None else audio
-        self._probs = np.empty(self._max_frames + SAMPLE_RATE // FRAME_LENGTH + 2, np.float32)
+        self._n_context = round(params.context_s * SAMPLE_RATE)
+        self._most_frames = self._max_frames + math.ceil(self._n_context / FRAME_LENGTH)  # until a cut is certain
+        self._audio = Recent((self._most_frames + 1) * FRAME_LENGTH + SAMPLE_RATE) if audio is None else audio
+        self._probs = np.empty(self._most_frames + SAMPLE_RATE // FRAME_LENGTH + 2, np.float32)
         self._n_probs = 0
         self._n_tracked = 0
         self._start = 0  # of the chunk in the stream, in samples
-        self._n_context = round(params.context_s * SAMPLE_RATE)
         self._lead = np.empty(0, np.float32)  # the end of the chunk before
         self._index = 0
 
@@ -123,6 +126,8 @@ class Chunker:
         """End a stream of hear, with what VoiceActivity.finish gave."""
         self._append_probs(probs)
         chunks = self._ended_chunks()
+        while self._n_probs >= self._max_frames:
+            chunks += [self._take(self._forced_cut(), is_last=False), *self._ended_chunks()]
         return [*chunks, self._take(self._n_probs, is_last=True)]
 
     def _append_probs(self, probs: NDArray[np.float32]) -> None:
@@ -144,11 +149,12 @@ class Chunker:
         quiet_cut = self._n_tracked - self._padding
         # Room for the padding of speech on either side.
         is_quiet = not self._tracker.in_speech and self._tracker.n_quiet >= 2 * self._padding
-        if is_quiet and quiet_cut >= self._min_frames:
+        if is_quiet and self._min_frames <= quiet_cut < self._max_frames:
             return quiet_cut
-        if self._n_tracked < self._max_frames:
-            return None
-        # The frame after the cut is there already, so that the last chunk of a stream is never empty.
+        return self._forced_cut() if self._n_tracked >= self._most_frames else None
+
+    def _forced_cut(self) -> int:
+        """The frame before which the chunk ends where no pause comes; one more is there, so that no chunk is empty."""
         return self._quietest(2 * self._max_frames // 3, self._max_frames - 1)
 
     def _quietest(self, first: int, last: int) -> int:

@@ -109,17 +109,28 @@ def test_a_long_chunk_ends_in_the_next_pause() -> None:
 
 
 @pytest.mark.usefixtures("exact_voice")
-def test_speech_without_a_pause_is_cut_where_it_is_quietest() -> None:
-    samples = plan((VOICE_LEVEL, 26), (0.4 * VOICE_LEVEL, 0.4), (VOICE_LEVEL, 10))
+@pytest.mark.parametrize("before_s", [26.0, 29.5])
+def test_speech_without_a_pause_is_cut_where_it_is_quietest(before_s: float) -> None:
+    samples = plan((VOICE_LEVEL, before_s), (0.4 * VOICE_LEVEL, 0.4), (VOICE_LEVEL, 10))
     first, second = cut(samples)
     check([first, second], samples)
-    assert 26.0 <= first.waveform.end_s <= 26.4
+    assert before_s <= first.waveform.end_s <= before_s + 0.4
     assert first.speech[-1].end_s == first.waveform.end_s
     assert first.heard.end_s == pytest.approx(first.waveform.end_s + 1.0), "what goes on is heard"
     assert second.heard.start_s == pytest.approx(second.waveform.start_s - 1.0)
     assert second.speech[0].start_s == second.waveform.start_s
     total_s = sum(region.duration_s for chunk in (first, second) for region in chunk.speech)
-    assert total_s == pytest.approx(36.4)
+    assert total_s == pytest.approx(before_s + 10.4)
+
+
+@pytest.mark.usefixtures("exact_voice")
+@pytest.mark.parametrize("duration_s", [29.9, 30.0, 30.5, 31.0, 31.1])
+def test_a_stream_may_end_while_a_cut_waits_for_what_follows(duration_s: float) -> None:
+    samples = plan((VOICE_LEVEL, duration_s))
+    chunks = cut(samples)
+    check(chunks, samples)
+    assert len(chunks) == (1 if duration_s < 30 else 2)
+    assert len(chunks[-1].waveform.samples) > 0
 
 
 @pytest.mark.usefixtures("exact_voice")
