@@ -24,7 +24,7 @@ from soundstage.params import ChunkParams, EventParams, LevelParams, Limits, Par
 from soundstage.sound.events import EventTracker
 from soundstage.speech.hints import Hints
 from soundstage.speech.profanity import Profanity, masked
-from soundstage.speech.spans import Heard, in_context, own
+from soundstage.speech.spans import Heard, in_context, own_segments
 from soundstage.types import (
     Analysis,
     Chunk,
@@ -233,7 +233,7 @@ class ChunkAssembler:
                 part
                 for segment, heard in zip(segments, _in_context(chunk), strict=True)
                 if segment is not None
-                for part in own(segment, heard)
+                for part in own_segments(segment, heard)
             ]
             if segments is not None
             else []

@@ -134,7 +134,7 @@ def parted(segment: Segment, span: Span) -> list[Segment]:
     return parts
 
 
-def own(segment: Segment, heard: Heard) -> list[Segment]:
+def own_segments(segment: Segment, heard: Heard) -> list[Segment]:
     """As `parted`, of the words of the span alone.
 
     Args:

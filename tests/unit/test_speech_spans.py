@@ -7,7 +7,7 @@ import pytest
 
 from soundstage.params import SpanParams
 from soundstage.pipeline import ChunkAssembler, regions_of
-from soundstage.speech.spans import Heard, in_context, own, parted, spans
+from soundstage.speech.spans import Heard, in_context, own_segments, parted, spans
 from soundstage.types import Chunk, Region, Segment, Waveform, Word
 
 PARAMS = SpanParams(max_pause_s=1.0, max_duration_s=10.0)
@@ -85,14 +85,14 @@ def test_each_side_of_a_cut_tells_its_own_words() -> None:
     before = Heard(regions((1.0, 5.0)), after=Region(start_s=5.0, end_s=6.0))
     after = Heard(regions((5.0, 9.0)), before=Region(start_s=4.0, end_s=5.0))
     whole = said(("and", 4.0, 4.4), ("Cologne,", 4.4, 5.1), ("which", 5.1, 5.4), ("were", 5.5, 5.9))
-    (first,), (last,) = own(whole, before), own(whole, after)
+    (first,), (last,) = own_segments(whole, before), own_segments(whole, after)
     assert (first.text, first.start_s, first.end_s) == ("and Cologne,", 1.0, 5.0)
     assert first.words[-1].end_s == 5.0
     assert (last.text, last.start_s, last.end_s) == ("which were", 5.0, 9.0)
-    assert own(said(("which", 5.1, 5.4)), before) == []
+    assert own_segments(said(("which", 5.1, 5.4)), before) == []
 
 
 def test_a_cut_parts_words_without_times_by_their_number() -> None:
     whole = Segment(start_s=1.0, end_s=9.0, text="one two three four")
-    (first,) = own(whole, Heard(regions((1.0, 5.0)), after=Region(start_s=5.0, end_s=9.0)))
+    (first,) = own_segments(whole, Heard(regions((1.0, 5.0)), after=Region(start_s=5.0, end_s=9.0)))
     assert first.text == "one two"
