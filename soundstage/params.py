@@ -62,7 +62,7 @@ class ChunkParams(Params):
     max_region_s: float = Field(15.0, gt=1)
     """Longer speech is cut where the voice is least certain."""
     context_s: float = Field(1.0, ge=0)
-    """Of the stream on either side that a chunk carries along."""
+    """What is heard with speech that was cut, on the other side of the cut; a chunk carries it along."""
 
 
 class LevelParams(Params):
@@ -288,8 +288,6 @@ class SpanParams(Params):
     """Between them."""
     max_duration_s: float = Field(15.0, gt=0)
     """All in all."""
-    context_s: float = Field(1.0, ge=0)
-    """What is heard with speech that was cut, on the other side of the cut."""
 
 
 class RemoteModelParams(Params):

@@ -32,7 +32,6 @@ from soundstage.types import (
     ClipSummary,
     EncodedAudio,
     FrameScores,
-    Region,
     Segment,
     SoundEvent,
     Tag,
@@ -184,8 +183,7 @@ def regions_of(chunk: Chunk) -> list[Waveform]:
 
 
 def _in_context(chunk: Chunk) -> list[Heard]:
-    edges, stream = (Region(start_s=each.start_s, end_s=each.end_s) for each in (chunk.waveform, chunk.heard))
-    return in_context(chunk.speech, edges, stream, SpanParams())
+    return in_context(chunk, SpanParams(), ChunkParams().context_s)
 
 
 @dataclass(slots=True)

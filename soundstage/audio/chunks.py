@@ -67,12 +67,12 @@ class Chunker:
         self._tracker = SpeechTracker(voice_activity)
         self._n_context = round(params.context_s * SAMPLE_RATE)
         self._most_frames = self._max_frames + math.ceil(self._n_context / FRAME_LENGTH)  # until a cut is certain
-        self._audio = Recent((self._most_frames + 1) * FRAME_LENGTH + SAMPLE_RATE) if audio is None else audio
+        n_kept = self._n_context + (self._most_frames + 1) * FRAME_LENGTH
+        self._audio = Recent(n_kept + SAMPLE_RATE) if audio is None else audio
         self._probs = np.empty(self._most_frames + SAMPLE_RATE // FRAME_LENGTH + 2, np.float32)
         self._n_probs = 0
         self._n_tracked = 0
         self._start = 0  # of the chunk in the stream, in samples
-        self._lead = np.empty(0, np.float32)  # the end of the chunk before
         self._index = 0
 
     @cached_property
@@ -112,7 +112,7 @@ class Chunker:
     @property
     def keeps_from(self) -> int:
         """The first sample of the stream that is needed yet."""
-        return self._start
+        return max(0, self._start - self._n_context)
 
     def finish(self) -> list[Chunk]:
         """End the stream.
@@ -168,12 +168,10 @@ class Chunker:
         end = self._start + n_samples
         # As far as tracked, whatever came: the pieces of a stream decide nothing.
         end_heard = min(end + self._n_context, max(end, self._start + self._n_tracked * FRAME_LENGTH))
-        samples = np.concatenate([self._lead, self._audio.between(self._start, end_heard)])
-        start_heard_s = (self._start - len(self._lead)) / SAMPLE_RATE
-        own = samples[len(self._lead) :][:n_samples]
+        first = self.keeps_from
+        heard = Waveform(samples=self._audio.between(first, end_heard), start_s=first / SAMPLE_RATE)
+        own = heard.samples[self._start - first : end - first]
         waveform = Waveform(samples=own, start_s=self._start / SAMPLE_RATE)
-        heard = Waveform(samples=samples, start_s=start_heard_s)
-        self._lead = own[max(0, len(own) - self._n_context) :].copy()
         probs = self._probs[:n_frames]
         regions = [
             Region(

@@ -49,7 +49,8 @@ class LiveSession:
     ) -> None:
         params, reading = params or LiveParams(), reading or ReadingParams()
         next_number = count().__next__
-        longest_s = max(kept_s(params), reading.chunks.max_duration_s + reading.chunks.context_s, params.look_s)
+        chunk_s = reading.chunks.max_duration_s + 2 * reading.chunks.context_s
+        longest_s = max(kept_s(params), chunk_s, params.look_s)
         self._audio = audio = Recent(round((longest_s + MARGIN_S) * SAMPLE_RATE))
         self._resampler = Resampler()
         is_heard = options.tasks & {Task.SPEECH, Task.SOUNDS}

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from soundstage.params import SpanParams
-from soundstage.types import Region, Segment, Word
+from soundstage.types import Chunk, Region, Segment, Word
 
 Span = tuple[Region, ...]
 """Regions in order, at least one."""
@@ -46,23 +46,22 @@ class Heard:
         return self.span[-1].end_s if self.after is None else self.after.end_s
 
 
-def in_context(regions: Sequence[Region], chunk: Region, stream: Region, params: SpanParams) -> list[Heard]:
+def in_context(chunk: Chunk, params: SpanParams, context_s: float) -> list[Heard]:
     """The spans of a chunk, each with what it is heard with.
 
     Args:
-        regions: In which somebody speaks, of one chunk.
-        chunk: Its edges.
-        stream: What there is of the stream around it.
-        params: Limits.
+        chunk: Of a stream.
+        params: Limits of spans.
+        context_s: What is heard beyond a cut, as far as the chunk carries it.
     """
-    found = spans(regions, params)
-    ends_s = [chunk.start_s, *(span[-1].end_s for span in found)]
-    starts_s = [*(span[0].start_s for span in found[1:]), chunk.end_s]
+    found = spans(chunk.speech, params)
+    ends_s = [chunk.waveform.start_s, *(span[-1].end_s for span in found)]
+    starts_s = [*(span[0].start_s for span in found[1:]), chunk.waveform.end_s]
     heard = []
     for span, end_before_s, start_after_s in zip(found, ends_s, starts_s, strict=False):
         start_s, end_s = span[0].start_s, span[-1].end_s
-        first_s = max(stream.start_s, start_s - params.context_s)
-        last_s = min(stream.end_s, end_s + params.context_s)
+        first_s = max(chunk.heard.start_s, start_s - context_s)
+        last_s = min(chunk.heard.end_s, end_s + context_s)
         is_cut_before = start_s - end_before_s < _TOUCHING_S and first_s < start_s
         is_cut_after = start_after_s - end_s < _TOUCHING_S and last_s > end_s
         heard.append(
@@ -73,6 +72,11 @@ def in_context(regions: Sequence[Region], chunk: Region, stream: Region, params:
             )
         )
     return heard
+
+
+def middle_s(word: Word) -> float:
+    """The time that says to which region a word belongs."""
+    return (word.start_s + word.end_s) / 2
 
 
 def timed(segment: Segment) -> Segment:
@@ -117,7 +121,7 @@ def parted(segment: Segment, span: Span) -> list[Segment]:
     if len(span) == 1 or not segment.words:
         return [segment]
     edges_s = [(before.end_s + after.start_s) / 2 for before, after in pairwise(span)]
-    owners = np.searchsorted(edges_s, [(word.start_s + word.end_s) / 2 for word in segment.words])
+    owners = np.searchsorted(edges_s, [middle_s(word) for word in segment.words])
     parts = []
     for i, region in enumerate(span):
         words = tuple(word for word, owner in zip(segment.words, owners, strict=True) if owner == i)
@@ -147,7 +151,7 @@ def own_segments(segment: Segment, heard: Heard) -> list[Segment]:
     words = tuple(
         replace(word, start_s=max(word.start_s, start_s), end_s=min(word.end_s, end_s))
         for word in timed(segment).words
-        if start_s <= (word.start_s + word.end_s) / 2 < end_s
+        if start_s <= middle_s(word) < end_s
     )
     if not words:
         return []

@@ -25,7 +25,7 @@ from soundstage.audio.voice_activity import FRAME_LENGTH, FRAME_S, SpeechTracker
 from soundstage.live.events import Final, LiveEvent, Partial, StreamOptions, TranscribeJob
 from soundstage.params import LiveParams
 from soundstage.speech.profanity import masked
-from soundstage.speech.spans import Span, parted, timed
+from soundstage.speech.spans import Span, middle_s, parted, timed
 from soundstage.types import Region, Segment, Waveform, Word
 
 _N_OVERLAP_WORDS = 3
@@ -63,13 +63,13 @@ class Draft:
 
     def commit_before(self, time_s: float) -> None:
         """Commit what lies before a time, since no hypothesis will hear it again."""
-        n_gone = sum(_middle_s(word) < time_s for word in self.tentative)
+        n_gone = sum(middle_s(word) < time_s for word in self.tentative)
         self.committed += self.tentative[:n_gone]
         self.tentative = self.tentative[n_gone:]
 
     def parted(self, time_s: float) -> Draft:
         """Take what lies after a time out of this draft, into one of its own."""
-        n_committed = sum(_middle_s(word) < time_s for word in self.committed)
+        n_committed = sum(middle_s(word) < time_s for word in self.committed)
         after = Draft(self.n_tentative, self.committed[n_committed:], self.tentative)
         self.committed, self.tentative = self.committed[:n_committed], []
         return after
@@ -78,7 +78,7 @@ class Draft:
         if not self.committed:
             return list(words)
         known_s = self.committed[-1].end_s
-        news = [word for word in words if _middle_s(word) > known_s]
+        news = [word for word in words if middle_s(word) > known_s]
         for n in range(min(_N_OVERLAP_WORDS, len(news), len(self.committed)), 0, -1):
             if [bare(word.text) for word in news[:n]] == [bare(word.text) for word in self.committed[-n:]]:
                 return news[n:]
@@ -88,10 +88,6 @@ class Draft:
 def bare(text: str) -> str:
     """A word without case and punctuation, by which hypotheses are compared."""
     return "".join(filter(str.isalnum, text)).casefold()
-
-
-def _middle_s(word: Word) -> float:
-    return (word.start_s + word.end_s) / 2
 
 
 def _from(start_s: float, segment: Segment) -> Segment:
@@ -131,7 +127,7 @@ class _Asked:
             return self.segment
         before, region = self.span[-2:]
         own = parted(timed(self.segment), self.span)[-1]
-        if _middle_s(own.words[-1]) <= (before.end_s + region.start_s) / 2:
+        if middle_s(own.words[-1]) <= (before.end_s + region.start_s) / 2:
             return None
         return _from(before.end_s, own)
 
@@ -380,8 +376,8 @@ class SpeechStream:
     def _job(self, first: int, end: int, *, is_final: bool, utterance: _Utterance) -> TranscribeJob:
         """The job to write down what is between two frames; what is known of it already need not be written anew."""
         begins_s, says_s = first * FRAME_S, utterance.first * FRAME_S
-        before = [word for word in self._newest if begins_s <= _middle_s(word) < says_s]
-        own = [word for word in utterance.newest if _middle_s(word) >= max(begins_s, says_s)]
+        before = [word for word in self._newest if begins_s <= middle_s(word) < says_s]
+        own = [word for word in utterance.newest if middle_s(word) >= max(begins_s, says_s)]
         return TranscribeJob(
             number=self._next_number(),
             is_final=is_final,
@@ -417,7 +413,7 @@ class SpeechStream:
             return []
         words = timed(segment).words
         heard_s = segment.start_s
-        utterance.newest = (*(word for word in utterance.newest if _middle_s(word) < heard_s), *words)
+        utterance.newest = (*(word for word in utterance.newest if middle_s(word) < heard_s), *words)
         if not self._options.partials:
             return []
         utterance.draft.hear(words)

@@ -71,12 +71,20 @@ def test_a_chunk_is_heard_by_spans_and_told_by_regions() -> None:
 
 def test_speech_that_was_cut_is_heard_beyond_the_cut() -> None:
     """Within a chunk and at its edges; speech that begins or ends by itself is heard alone."""
-    stream, chunk = Region(start_s=9.0, end_s=40.5), Region(start_s=10.0, end_s=40.0)
-    params = PARAMS.model_copy(update={"context_s": 1.0})
-    found = in_context(regions((10.0, 17.0), (17.0, 25.0), (30.0, 33.0), (34.0, 40.0)), chunk, stream, params)
+
+    def chunk(heard: Region, own: Region, *speech: tuple[float, float]) -> Chunk:
+        stream, waveform = (
+            Waveform(samples=np.zeros(round(16_000 * each.duration_s), np.float32), start_s=each.start_s)
+            for each in (heard, own)
+        )
+        return Chunk(waveform=waveform, heard=stream, speech=regions(*speech), index=1, is_last=False)
+
+    stream, own = Region(start_s=9.0, end_s=40.5), Region(start_s=10.0, end_s=40.0)
+    cut = chunk(stream, own, (10.0, 17.0), (17.0, 25.0), (30.0, 33.0), (34.0, 40.0))
+    found = in_context(cut, PARAMS, 1.0)
     assert [(heard.start_s, heard.end_s) for heard in found] == [(9.0, 18.0), (16.0, 25.0), (30.0, 40.5)]
     assert [len(heard.span) for heard in found] == [1, 1, 2]
-    (alone,) = in_context(regions((10.0, 40.0)), chunk, chunk, params)
+    (alone,) = in_context(chunk(own, own, (10.0, 40.0)), PARAMS, 1.0)
     assert (alone.before, alone.after) == (None, None), "there is nothing beyond the ends of a stream"
 
 
