@@ -326,7 +326,7 @@ def main(
             path.unlink()
     comparison = Comparison(sentences, heard.segments)
     n_cuts, lost, doubled = comparison.at_cuts(heard.cuts_s)
-    n_warm = len(heard.memory_mib) // 5
+    n_warm, n_half = len(heard.memory_mib) // 5, len(heard.memory_mib) // 2
     n_invented = {kind: len(" ".join(texts).split()) for kind, texts in invented.items()}
     figures = {
         "minutes": round(duration_s / 60, 1),
@@ -338,6 +338,7 @@ def main(
         "lost_at_cuts": len(lost),
         "doubled_at_cuts": len(doubled),
         "memory_growth_mib": round(max(heard.memory_mib[n_warm:]) - max(heard.memory_mib[: n_warm + 1]), 1),
+        "memory_growth_second_half_mib": round(max(heard.memory_mib[n_half:]) - max(heard.memory_mib[: n_half + 1]), 1),
         "results_in_order": heard.in_order,
         "first_result_after_ratio": round(heard.came_s[0] / heard.wall_s, 4),
         "longest_wait_s": round(max(np.diff([0.0, *heard.came_s])), 2),
