@@ -154,6 +154,6 @@ def test_while_somebody_speaks_and_where_the_model_is_busy_it_is_looked_at_less_
             n_asked += len(new)
         return n_asked
 
-    assert n_looks(0.0, 0.0) == 25  # every 0.4 s, as pieces of 0.1 s allow
+    assert n_looks(0.0, 0.0) == 50  # every 0.2 s
     assert n_looks(1.0, 0.0) == 14
     assert n_looks(0.0, 0.5) == 10
