@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from benchmarks.streaming import ingress_mb
 from soundstage import sample
 from soundstage.live import local
 from soundstage.live.events import Final, LiveCaption, LiveEvent, Sound, StreamOptions
@@ -324,20 +325,24 @@ async def test_files_beside_it_change_nothing_and_do_not_delay_it(
 
 async def test_an_hour_sent_at_once_waits_at_its_sender(service: Service, pcm: NDArray[np.int16]) -> None:
     hour = np.resize(pcm, (600 * RATE, 2)).tobytes()
-    before_mb = service.cluster.resident_mb()
+    before_mb = ingress_mb(service.cluster)
     async with connected(service, {**START, "partials": False}) as connection:
 
         async def send_all() -> None:
             for first in range(0, len(hour), 100_000):
                 await connection.send(hour[first : first + 100_000])
+                await asyncio.sleep(0)  # where the service is the quicker one, nothing else lets events in
 
         sender = asyncio.create_task(send_all())
-        warnings: list[str] = []
-        while "audio_ahead" not in warnings:
+        is_warned, heard_s = False, 0.0
+        # A machine that analyses all of it at once has no reason to warn, and takes no more for that.
+        while not is_warned and heard_s < 120:
             event = json.loads(await asyncio.wait_for(connection.recv(), 60))
-            if event["type"] == "warning":
-                warnings.append(event["code"])
+            is_warned |= event["type"] == "warning" and event["code"] == "audio_ahead"
+            heard_s = event["end_s"] if event["type"] == "levels" else heard_s
         assert not sender.done()
-        assert service.cluster.resident_mb() - before_mb < 80
+        assert ingress_mb(service.cluster) - before_mb < 80
         sender.cancel()
+        with suppress(asyncio.CancelledError):
+            await sender
         connection.transport.abort()
