@@ -299,7 +299,7 @@ def test_a_second_ctrl_c_ends_at_once() -> None:
         assert b"again to end at once" in listening.stderr.readline()
         listening.send_signal(signal.SIGINT)
         assert listening.wait(timeout=30) == 130
-        assert listening.stderr.read() == b"", "no traceback"
+        assert b"Traceback" not in listening.stderr.read()
 
 
 def broadcast(duration_s: float, to: str | io.BytesIO | None = None, muxer: str = "mpegts") -> bytes:
