@@ -220,6 +220,11 @@ class Heard:
         """Of each segment."""
         return [segment.text for segment in self.segments]
 
+    def memory_growth_mib(self, *, after: float) -> float:
+        """By how much the peak rose after a share of the chunks."""
+        first = int(after * len(self.memory_mib))
+        return round(max(self.memory_mib[first:]) - max(self.memory_mib[: first + 1]), 1)
+
 
 def resident_mib() -> float:
     """Memory of this process."""
@@ -326,7 +331,6 @@ def main(
             path.unlink()
     comparison = Comparison(sentences, heard.segments)
     n_cuts, lost, doubled = comparison.at_cuts(heard.cuts_s)
-    n_warm, n_half = len(heard.memory_mib) // 5, len(heard.memory_mib) // 2
     n_invented = {kind: len(" ".join(texts).split()) for kind, texts in invented.items()}
     figures = {
         "minutes": round(duration_s / 60, 1),
@@ -337,8 +341,8 @@ def main(
         "cuts_amid_a_sentence": n_cuts,
         "lost_at_cuts": len(lost),
         "doubled_at_cuts": len(doubled),
-        "memory_growth_mib": round(max(heard.memory_mib[n_warm:]) - max(heard.memory_mib[: n_warm + 1]), 1),
-        "memory_growth_second_half_mib": round(max(heard.memory_mib[n_half:]) - max(heard.memory_mib[: n_half + 1]), 1),
+        "memory_growth_mib": heard.memory_growth_mib(after=1 / 5),
+        "memory_growth_second_half_mib": heard.memory_growth_mib(after=1 / 2),
         "results_in_order": heard.in_order,
         "first_result_after_ratio": round(heard.came_s[0] / heard.wall_s, 4),
         "longest_wait_s": round(max(np.diff([0.0, *heard.came_s])), 2),

@@ -299,7 +299,8 @@ def test_a_second_ctrl_c_ends_at_once() -> None:
         assert b"again to end at once" in listening.stderr.readline()
         listening.send_signal(signal.SIGINT)
         assert listening.wait(timeout=30) == 130
-        assert b"Traceback" not in listening.stderr.read()
+        # The server may hang up in between, which is told; nothing else is, no traceback least of all.
+        assert all(line.startswith(b"reconnecting") for line in listening.stderr.read().splitlines())
 
 
 def broadcast(duration_s: float, to: str | io.BytesIO | None = None, muxer: str = "mpegts") -> bytes:
