@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -154,6 +154,7 @@ def test_silence_is_cut_too_and_holds_no_speech() -> None:
 
 @pytest.mark.usefixtures("exact_voice")
 @settings(max_examples=40, deadline=None)
+@example(runs=[(0.0, 20.0), (0.8, 4.59375), (0.4, 8.609375), (0.8, 16.6875), (0.0, 1.0)], n_piece=509)
 @given(
     runs=st.lists(st.tuples(st.sampled_from([0.0, 0.0, 0.4, 0.8, 1.0]), st.floats(0.05, 9)), min_size=1, max_size=30),
     n_piece=st.sampled_from([509, 5_000, 44_100, 10_000_000]),
@@ -170,7 +171,10 @@ def test_every_stream_is_its_chunks_and_all_its_speech(runs: list[tuple[float, f
     for level, duration_s in runs:
         end = start + round(duration_s * 16_000)
         if level >= 0.8 and duration_s > 0.4:
-            assert covered[start:end].all()
+            # A cut may fall on the frame in which speech begins or ends, where the detector hears too little of it to
+            # tell; a decoder hears that frame as context.
+            first, last = -(-start // FRAME_LENGTH), end // FRAME_LENGTH
+            assert covered[first * FRAME_LENGTH : last * FRAME_LENGTH].all()
         start = end
 
 
