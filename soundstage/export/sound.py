@@ -6,7 +6,7 @@ because they have to run inside of a server without Python; a test holds the two
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import tensorflow as tf
 
@@ -14,14 +14,14 @@ from soundstage.audio.features import frame_window, mel_filterbank
 from soundstage.export import Precision
 from soundstage.export.graph import ServedGraph, Tensors, WarmUp, computed, traced
 from soundstage.models.registry import ModelFolder
+from soundstage.sound.inference import forward
 from soundstage.sound.listener import EDGE_STEPS
 from soundstage.sound.model import (
     LEVEL_S,
     LevelRange,
     SoundParams,
-    build_network,
+    learnt_weights,
     member_weights,
-    set_network_weights,
 )
 
 _WARM_UP_S = (0.3, 2, 5, 12, 30)
@@ -41,15 +41,14 @@ class SoundGraph(ServedGraph):
         frames = {"start_s": params.step_s / 2, "hop_s": params.step_s}
         super().__init__(folder, params=params.model_dump(), frames=frames)
         self._params = params
-        network, weights = build_network(params), folder.weights()
-        self._members = []
-        for i in range(params.n_members):
-            set_network_weights(network, member_weights(weights, i))
-            self._members.append([self.store(variable.numpy(), precision) for variable in network.variables])
-        # Not an attribute: its own variables would be saved beside those of the members.
-        self._run: Callable[[list[tf.Tensor], tf.Tensor], Tensors] = lambda member, log_mel: network.stateless_call(
-            member, [], log_mel, training=False
-        )[0]
+        weights = folder.weights()
+        self._members = [
+            {
+                name: self.store(array, precision)
+                for name, array in learnt_weights(member_weights(weights, i), params).items()
+            }
+            for i in range(params.n_members)
+        ]
         self.signatures["serving_default"] = traced(self._listen, waveform=tf.TensorSpec((None, None), tf.float32))
 
     def warm_ups(self) -> Iterator[WarmUp]:
@@ -62,7 +61,7 @@ class SoundGraph(ServedGraph):
     def _listen(self, waveform: tf.Tensor) -> Tensors:
         """SoundListener.listen for rows of one length, window by window, so that memory is bounded."""
         params, n_labels = self._params, len(self._params.labels)
-        members = [[computed(variable) for variable in own] for own in self._members]
+        members = [{name: computed(variable) for name, variable in own.items()} for own in self._members]
         n_rows, n_samples = tf.unstack(tf.shape(waveform))
         starts, edges = self._plan(n_samples)
         # what does not fill a step is filled up with silence
@@ -99,11 +98,11 @@ class SoundGraph(ServedGraph):
         edges = tf.concat([[0], starts[1:] + EDGE_STEPS, [_ceil_div(n_samples, params.n_step_samples)]], axis=0)
         return starts[: tf.minimum(n_samples, tf.size(starts))], edges  # nothing has no window
 
-    def _hear(self, members: list[list[tf.Tensor]], samples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _hear(self, members: list[Tensors], samples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Scores (n_rows, n_labels) and (n_rows, n_steps, n_labels) of one window, averaged over the members."""
         mel, loudest = self._window_mel(samples)
         answers = [
-            self._run(member, self._levelled(mel, loudest, own))
+            forward(member, self._levelled(mel, loudest, own))
             for member, own in zip(members, self._params.level_ranges, strict=True)
         ]
         clip = tf.add_n([self._clip_scores(answer["clip"]) for answer in answers]) / len(members)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import keras
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +21,7 @@ from soundstage.sound.model import (
     build_network,
     clip_scores,
     frame_scores,
+    learnt_weights,
     levelled,
     member_weights,
     set_network_weights,
@@ -87,6 +89,23 @@ def windows_of(n_samples: int, params: SoundParams) -> list[Window]:
     ]
 
 
+def _networks(
+    members: Sequence[Mapping[str, Floats]], params: SoundParams
+) -> Callable[[Sequence[Floats]], list[dict[str, Floats]]]:
+    """What each member says of log-mel windows, float32 (batch, n_frames, n_mels) for each: its logits by name."""
+    if keras.backend.backend() == "tensorflow":
+        from soundstage.sound.inference import SoundNetworks  # noqa: PLC0415  # see below
+
+        return SoundNetworks(members, params)
+    # Where models are trained on another backend, TensorFlow need not be installed.
+    networks = [build_network(params) for _ in members]
+    for network, weights in zip(networks, members, strict=True):
+        set_network_weights(network, weights)
+    return lambda log_mels: [
+        network.predict_on_batch(log_mel) for network, log_mel in zip(networks, log_mels, strict=True)
+    ]
+
+
 class SoundListener:
     """The sound classifier, ready to listen.
 
@@ -106,10 +125,8 @@ class SoundListener:
         self.card: ModelCard = folder.card
         self.params = folder.params(SoundParams)
         weights = folder.weights()
-        self._networks = [build_network(self.params) for _ in range(self.params.n_members)]
-        for i, network in enumerate(self._networks):
-            set_network_weights(network, member_weights(weights, i))
-            network.compile(jit_compile=False)  # XLA's grouped convolution is 8 times slower on CPUs
+        members = [learnt_weights(member_weights(weights, i), self.params) for i in range(self.params.n_members)]
+        self._networks = _networks(members, self.params)
 
     def warm_up(self) -> None:
         """Run once in each shape, so that the first request does not pay for it.
@@ -177,10 +194,12 @@ class SoundListener:
                 size = next(size for size in _BATCH_SIZES if size >= len(part))
                 mels = [self._mel(pieces[i]) for i in part]
                 mels += [np.zeros_like(mels[0])] * (size - len(part))
-                answers = [
-                    network.predict_on_batch(np.stack([levelled(mel, own, self.params.features) for mel in mels]))
-                    for network, own in zip(self._networks, self.params.level_ranges, strict=True)
-                ]
+                answers = self._networks(
+                    [
+                        np.stack([levelled(mel, own, self.params.features) for mel in mels])
+                        for own in self.params.level_ranges
+                    ]
+                )
                 clip = np.mean([clip_scores(answer["clip"], self.params) for answer in answers], axis=0)
                 frames = np.mean([frame_scores(answer["frames"]) for answer in answers], axis=0)
                 frames = with_silence(frames, clip)

@@ -32,9 +32,10 @@ LEVEL_S = 0.25
 """Over which the level is smoothed where the level of a window is judged."""
 MEDIAN_LEVEL = 3.0
 """Mean mel magnitude of the loudest quarter of a second of a clip of ESC-50; half of them are louder."""
+N_CONV = 32
 N_EMBEDDING = 1024
 
-_BLOCKS = (
+BLOCKS = (
     (1, 64),
     (2, 128),
     (1, 128),
@@ -54,6 +55,8 @@ _BLOCKS = (
 LAYER_NAMES = ("conv", *(f"{kind}_{i}" for i in range(1, 14) for kind in ("depthwise", "pointwise")))
 """The 27 convolutions in their order, which is also that of YAMNet's TFLite file."""
 HEAD_NAMES = ("clip", "frames")
+_SCALE = "_scale"
+_MAX_CODE = 127
 
 
 class LevelRange(Params):
@@ -174,7 +177,7 @@ def levelled(mel: NDArray[np.float32], level_range: LevelRange, params: FeatureP
 
 
 def build_network(params: SoundParams, *, pointwise_dtype: str = "float32", dropout: float = 0.0) -> keras.Model:
-    """One member, untrained.
+    """One member, untrained; soundstage.sound.inference has what serves.
 
     The activation is ReLU6: the ranges in YAMNet's own file end at 6.
 
@@ -192,9 +195,9 @@ def build_network(params: SoundParams, *, pointwise_dtype: str = "float32", drop
     names = iter(LAYER_NAMES)
     log_mel = keras.Input((None, params.features.n_mels), name="log_mel")
     x = layers.Reshape((-1, params.features.n_mels, 1))(log_mel)
-    x = layers.Conv2D(32, 3, strides=2, padding="same", name=next(names))(x)
+    x = layers.Conv2D(N_CONV, 3, strides=2, padding="same", name=next(names))(x)
     x = layers.ReLU(6.0)(x)
-    for stride, width in _BLOCKS:
+    for stride, width in BLOCKS:
         x = layers.DepthwiseConv2D(3, strides=stride, padding="same", name=next(names))(x)
         x = layers.ReLU(6.0)(x)
         x = layers.Dense(width, name=next(names), dtype=pointwise_dtype)(x)  # a convolution of 1 x 1
@@ -217,19 +220,73 @@ def network_weights(network: keras.Model) -> dict[str, NDArray[np.float32]]:
 
 
 def set_network_weights(
-    network: keras.Model, weights: Mapping[str, NDArray[np.generic]], names: Sequence[str] = LAYER_NAMES + HEAD_NAMES
+    network: keras.Model, weights: Mapping[str, NDArray[np.float32]], names: Sequence[str] = LAYER_NAMES + HEAD_NAMES
 ) -> None:
     """Fill the named layers.
 
     Raises:
+        KeyError: An array is missing.
+        ValueError: An array is of another shape.
+    """
+    for name in names:
+        network.get_layer(name).set_weights([weights[f"{name}/{part}"] for part in ("kernel", "bias")])
+
+
+def stored_weights(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.generic]]:
+    """Weights as a model folder keeps them, in a quarter of the bytes.
+
+    Matrices, which are nearly all of them, become 8-bit codes with a scale for each output, "pointwise_3/kernel_scale";
+    the rest becomes float16.
+
+    Args:
+        weights: What network_weights gives.
+
+    Source: per-channel symmetric quantisation, arXiv:1806.08342, section 2.
+    """
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for name, array in weights.items():
+        if array.ndim != 2:
+            arrays[name] = array.astype(np.float16)
+            continue
+        scale = np.maximum(np.abs(array).max(axis=0), np.finfo(np.float32).tiny) / _MAX_CODE
+        arrays[name] = np.rint(array / scale).astype(np.int8)
+        arrays[name + _SCALE] = scale.astype(np.float32)
+    return arrays
+
+
+def learnt_weights(stored: Mapping[str, NDArray[np.generic]], params: SoundParams) -> dict[str, NDArray[np.float32]]:
+    """Weights as they are computed with: float32, whatever they are stored as.
+
+    Raises:
         ModelError: An array is missing or of another shape.
     """
-    try:
-        for name in names:
-            arrays = [weights[f"{name}/{part}"].astype(np.float32) for part in ("kernel", "bias")]
-            network.get_layer(name).set_weights(arrays)
-    except (KeyError, ValueError) as e:
-        raise ModelError(f"the weights do not fit the sound model: {e}") from e
+    arrays: dict[str, NDArray[np.float32]] = {}
+    for name, shape in weight_shapes(params).items():
+        try:
+            array = stored[name].astype(np.float32)
+            if stored[name].dtype == np.int8:
+                array = array * stored[name + _SCALE].astype(np.float32)
+        except (KeyError, ValueError) as e:
+            raise ModelError(f"the weights do not fit the sound model: {e}") from e
+        if array.shape != shape:
+            raise ModelError(f"the weights do not fit the sound model: {name} is {array.shape}, not {shape}")
+        arrays[name] = array
+    return arrays
+
+
+def weight_shapes(params: SoundParams) -> dict[str, tuple[int, ...]]:
+    """Of the arrays of a member, by name."""
+    kernels: list[tuple[int, ...]] = [(3, 3, 1, N_CONV)]
+    n_inputs = N_CONV
+    for _, width in BLOCKS:
+        kernels += [(3, 3, n_inputs, 1), (n_inputs, width)]
+        n_inputs = width
+    kernels += [(2 * N_EMBEDDING, params.n_clip_logits), (N_EMBEDDING, len(params.labels))]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, kernel in zip(LAYER_NAMES + HEAD_NAMES, kernels, strict=True):
+        n_outputs = kernel[-2] if name.startswith("depthwise") else kernel[-1]
+        shapes |= {f"{name}/kernel": kernel, f"{name}/bias": (n_outputs,)}
+    return shapes
 
 
 def member_name(member: int, name: str) -> str:

@@ -17,6 +17,7 @@ from soundstage.export.saved_model import EXTRA_DIR, WARM_UP_NAME, export
 from soundstage.models import registry
 from soundstage.models.registry import ModelFolder
 from soundstage.params import Limits, MoonshineParams
+from soundstage.sound import inference
 from soundstage.sound.listener import SoundListener
 from soundstage.speech import weights
 from soundstage.speech.decoding import GreedyDecoder
@@ -149,9 +150,11 @@ def test_the_shipped_sound_model_scores_a_recording_alike(
 
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The exported model as a server calls it, and the listener."""
+    """The exported model as a server calls it, and the listener, which computes in float32 as the graph does."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOUNDSTAGE_MODELS_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(inference, "multiplies_bfloat16", lambda: False)
         folder = registry.find("soundstage-sounds")
+        listener = SoundListener(folder)
     exported = export(folder, tmp_path_factory.mktemp("serving"), precision="float32", on_progress=print)
-    return tf.saved_model.load(exported.path).signatures["serving_default"], SoundListener(folder)
+    return tf.saved_model.load(exported.path).signatures["serving_default"], listener

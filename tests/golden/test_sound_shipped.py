@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from soundstage.models import registry
 from soundstage.models.registry import SHIPPED_DIR, ModelFolder, ModelSources
 from soundstage.pipeline import DEFAULT_MIN_SCORE, SOUND_MODEL, Pipeline
+from soundstage.sound import inference
 from soundstage.sound.listener import SoundListener
 from soundstage.types import EncodedAudio, SoundEvent, Waveform
 from training.data import read_clip, read_meta
@@ -115,3 +116,22 @@ def test_a_clip_twenty_decibels_quieter_is_still_known(listener: SoundListener, 
         loud, quiet = listener.listen([Waveform(samples=samples), Waveform(samples=samples * np.float32(0.1))])
         assert loud.labels[int(loud.tags.argmax())] == category
         assert quiet.labels[int(quiet.tags.argmax())] == category
+
+
+@pytest.mark.shared_data
+def test_products_in_bfloat16_change_no_answer(
+    folder: ModelFolder, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waveforms = [
+        Waveform(samples=clip(shared_data, category))
+        for category in ("dog", "rain", "clapping", "helicopter", "clock_tick")
+    ]
+    answers = []
+    for multiplies in (False, True):
+        monkeypatch.setattr(inference, "multiplies_bfloat16", lambda multiplies=multiplies: multiplies)
+        answers.append(SoundListener(folder).listen(waveforms))
+    for exact, fast in zip(*answers, strict=True):
+        assert fast.tags.argmax() == exact.tags.argmax()
+        np.testing.assert_allclose(fast.tags, exact.tags, atol=0.03)
+        np.testing.assert_allclose(fast.scores, exact.scores, atol=0.06)
+    assert any((exact.tags != fast.tags).any() for exact, fast in zip(*answers, strict=True))

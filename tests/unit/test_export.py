@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from soundstage.errors import ModelError
 from soundstage.export.saved_model import EXTRA_DIR, WARM_UP_NAME, serving_version
 from soundstage.export.sound import SoundGraph
 from soundstage.models.registry import ModelCard, ModelFolder, write_folder
+from soundstage.sound import inference
 from soundstage.sound.listener import SoundListener, windows_of
 from soundstage.sound.model import LevelRange, SoundParams, build_network, member_name, network_weights
 from soundstage.types import Waveform
@@ -97,7 +99,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     return sound_folder(tmp_path_factory.mktemp("registry"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module", autouse=True)
+def _in_float32() -> Iterator[None]:
+    """As a graph for any server computes; here the listener rounds where the processor is faster so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "multiplies_bfloat16", lambda: False)
+        yield
+
+
+@pytest.fixture(scope="module")
 def listener(folder: ModelFolder) -> SoundListener:
     return SoundListener(folder)
 

@@ -17,6 +17,7 @@ from soundstage.audio.features import mel_spectrogram
 from soundstage.errors import ModelError, SampleRateMismatch
 from soundstage.models.registry import ModelCard, ModelFolder, write_folder
 from soundstage.params import FeatureParams
+from soundstage.sound import inference
 from soundstage.sound.edges import edges
 from soundstage.sound.listener import SoundListener, windows_of
 from soundstage.sound.model import (
@@ -24,11 +25,14 @@ from soundstage.sound.model import (
     SoundParams,
     build_network,
     clip_scores,
+    learnt_weights,
     levelled,
     levels,
     member_name,
+    member_weights,
     network_weights,
     set_network_weights,
+    stored_weights,
     with_silence,
 )
 from soundstage.types import Waveform
@@ -55,6 +59,43 @@ def random_folder(
 @pytest.fixture(scope="module")
 def listener(tmp_path_factory: pytest.TempPathFactory) -> SoundListener:
     return SoundListener(random_folder(tmp_path_factory.mktemp("registry")))
+
+
+def test_a_quarter_of_the_bytes_hold_what_was_learnt_to_half_a_code() -> None:
+    learnt = network_weights(build_network(PARAMS))
+    learnt["pointwise_3/kernel"][:, 5] = 0.0
+    stored = stored_weights(learnt)
+    assert sum(array.nbytes for array in stored.values()) < 0.27 * sum(array.nbytes for array in learnt.values())
+    for name, array in learnt_weights(stored, PARAMS).items():
+        if array.ndim == 2:
+            half_code = np.abs(learnt[name]).max(axis=0) / 254
+            assert (np.abs(array - learnt[name]) <= half_code * (1 + 1e-3) + 1e-30).all()
+        else:
+            np.testing.assert_allclose(array, learnt[name], rtol=1e-3, atol=1e-7)
+
+
+def test_codes_without_their_scale_are_refused() -> None:
+    stored = stored_weights(network_weights(build_network(PARAMS)))
+    del stored["clip/kernel_scale"]
+    with pytest.raises(ModelError, match="clip/kernel_scale"):
+        learnt_weights(stored, PARAMS)
+
+
+@pytest.mark.parametrize("n_windows", [1, 3])
+def test_what_serves_is_what_was_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_windows: int) -> None:
+    weights = learnt_weights(member_weights(random_folder(tmp_path).weights(), 0), PARAMS)
+    network = build_network(PARAMS)
+    set_network_weights(network, weights)
+    mels = [mel_spectrogram(noise(2.0, seed), PARAMS.features) for seed in range(n_windows)]
+    log_mel = np.stack([levelled(mel, LevelRange(), PARAMS.features) for mel in mels])
+    expected = network.predict_on_batch(log_mel)
+    for multiplies, share in ((False, 1e-5), (True, 0.03)):
+        monkeypatch.setattr(inference, "multiplies_bfloat16", lambda multiplies=multiplies: multiplies)
+        answer, other = inference.SoundNetworks([weights, weights], PARAMS)([log_mel, log_mel[:1]])
+        for name, logits in expected.items():
+            atol = share * float(np.abs(logits).max())
+            np.testing.assert_allclose(answer[name], logits, atol=atol)
+            np.testing.assert_allclose(other[name], logits[:1], atol=atol)
 
 
 def noise(duration_s: float, seed: int = 0) -> NDArray[np.float32]:
@@ -197,7 +238,7 @@ def test_a_model_of_another_kind_or_shape_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="do not fit"):
         SoundListener(random_folder(tmp_path / "b", trained_with=SoundParams(sounds=("dog",))))
     with pytest.raises(ModelError, match="do not fit"):
-        set_network_weights(build_network(PARAMS), {})
+        learnt_weights({}, PARAMS)
 
 
 def test_warming_up_works(listener: SoundListener) -> None:

@@ -24,7 +24,7 @@ from soundstage.errors import ModelError
 from soundstage.models.registry import ModelCard, ModelFolder, open_folder, sha256_of, write_folder
 from soundstage.models.runtime import limit_threads
 from soundstage.sound.listener import SoundListener
-from soundstage.sound.model import EXTRA_LABELS, SoundParams, member_name
+from soundstage.sound.model import EXTRA_LABELS, SoundParams, member_name, stored_weights
 from training.config import BadConfig
 from training.data import BadFolder
 from training.runs import Arrays, Diverged, Run, WrongRun, bar, claimed, fingerprint, shown, write_whole
@@ -162,12 +162,12 @@ class Trainer:
             for _ in shown(reports, title, log, console):
                 pass
 
-    def _weights(self, goal: Goal) -> dict[str, NDArray[np.float16]]:
-        """Of all members, as they are stored: half precision costs no accuracy."""
-        arrays: dict[str, NDArray[np.float16]] = {}
+    def _weights(self, goal: Goal) -> dict[str, NDArray[np.generic]]:
+        """Of all members, as they are stored; figures are of models that were read from there."""
+        arrays: dict[str, NDArray[np.generic]] = {}
         for member in range(len(self._members)):
-            own: Arrays = self._run(goal, member).weights()
-            arrays |= {member_name(member, name): array.astype(np.float16) for name, array in own.items()}
+            own = stored_weights(self._run(goal, member).weights())
+            arrays |= {member_name(member, name): array for name, array in own.items()}
         return arrays
 
     def write_tested(self, goal: Goal) -> None:
@@ -211,7 +211,7 @@ class Trainer:
     def _recognition(
         self,
         goal: Goal,
-        weights: Mapping[str, NDArray[np.float16]],
+        weights: Mapping[str, NDArray[np.generic]],
         params: SoundParams,
         tested: Sequence[Clip],
         whose: str = "",
@@ -247,7 +247,7 @@ class Trainer:
         goal: Goal,
         card: ModelCard,
         params: SoundParams,
-        weights: Mapping[str, NDArray[np.float16]],
+        weights: Mapping[str, NDArray[np.generic]],
     ) -> ModelFolder:
         names = sorted(self._material.table.clips[i].name for i in self.chosen(goal.left_out))
         about = {
