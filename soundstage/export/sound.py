@@ -20,6 +20,7 @@ from soundstage.sound.model import (
     LEVEL_S,
     LevelRange,
     SoundParams,
+    combined,
     learnt_weights,
     member_weights,
 )
@@ -99,16 +100,13 @@ class SoundGraph(ServedGraph):
         return starts[: tf.minimum(n_samples, tf.size(starts))], edges  # nothing has no window
 
     def _hear(self, members: list[Tensors], samples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Scores (n_rows, n_labels) and (n_rows, n_steps, n_labels) of one window, averaged over the members."""
+        """Scores (n_rows, n_labels) and (n_rows, n_steps, n_labels) of one window."""
         mel, loudest = self._window_mel(samples)
         answers = [
             forward(member, self._levelled(mel, loudest, own))
             for member, own in zip(members, self._params.level_ranges, strict=True)
         ]
-        clip = tf.add_n([self._clip_scores(answer["clip"]) for answer in answers]) / len(members)
-        frames = tf.add_n([tf.sigmoid(answer["frames"]) for answer in answers]) / len(members)
-        silent = tf.maximum(frames[..., -1:], clip[:, tf.newaxis, -1:])  # soundstage.sound.model.with_silence
-        return clip, tf.concat([frames[..., :-1], silent], axis=-1)
+        return combined(answers, self._params)
 
     def _window_mel(self, samples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The spectrogram of each row, float32 (n_rows, n_frames, n_mels), and its loudest moment, (n_rows, 1, 1)."""
@@ -130,14 +128,6 @@ class SoundGraph(ServedGraph):
         softer = 1.0 if level_range.highest is None else tf.minimum(1.0, level_range.highest / loudest)
         gain = tf.where(loudest < level_range.lowest, louder, softer)
         return tf.math.log(mel * gain + self._params.features.log_offset)
-
-    def _clip_scores(self, logits: tf.Tensor) -> tf.Tensor:
-        """soundstage.sound.model.clip_scores."""
-        if not self._params.is_exclusive:
-            return tf.sigmoid(logits)
-        n_exclusive = len(self._params.sounds) + 1
-        exclusive = tf.nn.softmax(logits[:, :n_exclusive])[:, :-1]
-        return tf.concat([exclusive, tf.sigmoid(logits[:, n_exclusive:])], axis=1)
 
 
 def _ceil_div(dividend: tf.Tensor, divisor: int) -> tf.Tensor:

@@ -7,14 +7,13 @@ oneDNN runs each convolution with both in one pass, and arranges constant weight
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from soundstage.models.runtime import multiplies_bfloat16
-from soundstage.sound.model import BLOCKS, SoundParams
+from soundstage.sound.model import BLOCKS, SoundParams, combined
 
 Floats = NDArray[np.float32]
 
@@ -61,28 +60,25 @@ class SoundNetworks:
     """
 
     def __init__(self, members: Sequence[Mapping[str, Floats]], params: SoundParams) -> None:
-        self._outputs = ("clip", "frames")
         dtype = tf.bfloat16 if multiplies_bfloat16() else tf.float32
 
-        def run(*log_mels: tf.Tensor) -> list[tf.Tensor]:
+        def run(*log_mels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             answers = [
                 forward({name: tf.constant(array) for name, array in own.items()}, log_mel, pointwise_dtype=dtype)
                 for own, log_mel in zip(members, log_mels, strict=True)
             ]
-            return list(chain.from_iterable((answer[name] for name in self._outputs) for answer in answers))
+            return combined(answers, params)
 
         spec = tf.TensorSpec((None, None, params.features.n_mels), tf.float32)
-        self._run: Callable[..., list[tf.Tensor]] = tf.function(run).get_concrete_function(*[spec] * len(members))
+        self._run: Callable[..., tuple[tf.Tensor, tf.Tensor]] = tf.function(run).get_concrete_function(
+            *[spec] * len(members)
+        )
 
-    def __call__(self, log_mels: Sequence[Floats]) -> list[dict[str, Floats]]:
-        """What each member says of what it sees.
+    def __call__(self, log_mels: Sequence[Floats]) -> tuple[Floats, Floats]:
+        """Scores of windows and of their steps, as soundstage.sound.model.combined describes them.
 
         Args:
-            log_mels: float32 (batch, n_frames, n_mels) for each.
-
-        Returns:
-            Logits of each, as of forward.
+            log_mels: float32 (batch, n_frames, n_mels), as each member sees the windows.
         """
-        logits = [tensor.numpy() for tensor in self._run(*map(tf.constant, log_mels))]
-        n = len(self._outputs)
-        return [dict(zip(self._outputs, logits[i : i + n], strict=True)) for i in range(0, len(logits), n)]
+        clip, frames = self._run(*map(tf.constant, log_mels))
+        return clip.numpy(), frames.numpy()

@@ -19,13 +19,11 @@ from soundstage.sound.model import (
     STEP_FRAMES,
     SoundParams,
     build_network,
-    clip_scores,
-    frame_scores,
+    combined,
     learnt_weights,
     levelled,
     member_weights,
     set_network_weights,
-    with_silence,
 )
 from soundstage.types import FrameScores, Waveform
 
@@ -89,10 +87,10 @@ def windows_of(n_samples: int, params: SoundParams) -> list[Window]:
     ]
 
 
-def _networks(
+def _scores(
     members: Sequence[Mapping[str, Floats]], params: SoundParams
-) -> Callable[[Sequence[Floats]], list[dict[str, Floats]]]:
-    """What each member says of log-mel windows, float32 (batch, n_frames, n_mels) for each: its logits by name."""
+) -> Callable[[Sequence[Floats]], tuple[Floats, Floats]]:
+    """From log-mel windows, float32 (batch, n_frames, n_mels), as each member sees them, to what combined gives."""
     if keras.backend.backend() == "tensorflow":
         from soundstage.sound.inference import SoundNetworks  # noqa: PLC0415  # see below
 
@@ -101,9 +99,13 @@ def _networks(
     networks = [build_network(params) for _ in members]
     for network, weights in zip(networks, members, strict=True):
         set_network_weights(network, weights)
-    return lambda log_mels: [
-        network.predict_on_batch(log_mel) for network, log_mel in zip(networks, log_mels, strict=True)
-    ]
+
+    def scores(log_mels: Sequence[Floats]) -> tuple[Floats, Floats]:
+        seen = zip(networks, log_mels, strict=True)
+        clip, frames = combined([network.predict_on_batch(log_mel) for network, log_mel in seen], params)
+        return np.asarray(clip, np.float32), np.asarray(frames, np.float32)
+
+    return scores
 
 
 class SoundListener:
@@ -126,7 +128,7 @@ class SoundListener:
         self.params = folder.params(SoundParams)
         weights = folder.weights()
         members = [learnt_weights(member_weights(weights, i), self.params) for i in range(self.params.n_members)]
-        self._networks = _networks(members, self.params)
+        self._scores = _scores(members, self.params)
 
     def warm_up(self) -> None:
         """Run once in each shape, so that the first request does not pay for it.
@@ -194,15 +196,12 @@ class SoundListener:
                 size = next(size for size in _BATCH_SIZES if size >= len(part))
                 mels = [self._mel(pieces[i]) for i in part]
                 mels += [np.zeros_like(mels[0])] * (size - len(part))
-                answers = self._networks(
+                clip, frames = self._scores(
                     [
                         np.stack([levelled(mel, own, self.params.features) for mel in mels])
                         for own in self.params.level_ranges
                     ]
                 )
-                clip = np.mean([clip_scores(answer["clip"], self.params) for answer in answers], axis=0)
-                frames = np.mean([frame_scores(answer["frames"]) for answer in answers], axis=0)
-                frames = with_silence(frames, clip)
                 results |= {i: _Heard(clip[row], frames[row], mels[row].mean(axis=1)) for row, i in enumerate(part)}
         return [results[i] for i in range(len(pieces))]
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import keras
 import numpy as np
 from keras import layers
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from scipy.special import expit, softmax
 
 from soundstage.audio.features import n_frames
 from soundstage.errors import ModelError
@@ -95,6 +94,7 @@ class SoundParams(Params):
         window_s: Seconds of audio that the body sees at once, at most.
         level_ranges: One for each network. Their scores are averaged; their weights are named "member_0/conv/kernel"
             and so on.
+        whole_members: Places of the networks that were taught nothing but which sound a window holds, and say no more.
         events: How its frame scores become events.
     """
 
@@ -103,7 +103,14 @@ class SoundParams(Params):
     is_exclusive: bool = True
     window_s: float = Field(5.0, gt=0)
     level_ranges: tuple[LevelRange, ...] = Field((LevelRange(),), min_length=1)
+    whole_members: tuple[int, ...] = ()
     events: EventParams = EventParams()
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if not set(self.whole_members) < set(range(self.n_members)):
+            raise ValueError(f"whole_members {self.whole_members} must be some, not all, of {self.n_members} networks")
+        return self
 
     @property
     def n_members(self) -> int:
@@ -300,41 +307,35 @@ def member_weights(weights: Mapping[str, NDArray[np.generic]], member: int) -> d
     return {name.removeprefix(prefix): array for name, array in weights.items() if name.startswith(prefix)}
 
 
-def clip_scores(logits: NDArray[np.float32], params: SoundParams) -> NDArray[np.float32]:
-    """What is shown for each label of a window.
+def combined(answers: Sequence[Mapping[str, Any]], params: SoundParams) -> tuple[Any, Any]:
+    """Scores of windows from what the members say of them.
+
+    Which of the sounds a window holds, all members say. Whether it holds one, when, and whether there is speech, music
+    or silence, those say that were taught it. A window that holds nothing is silent in all of its steps: of a step
+    alone that cannot be said, since a pause between sounds is as quiet.
 
     Args:
-        logits: float32 (..., params.n_clip_logits).
+        answers: Of each member, the logits that build_network describes.
         params: The frozen parameters saved beside the weights.
 
     Returns:
-        float32 (..., len(params.labels)): softmax over the sounds and none of them, without the last, then
-        a sigmoid for each of speech, music and silence; sigmoids alone where the sounds do not exclude one another.
+        Tensors of Keras's backend, in [0, 1]: of windows, (batch, n_labels), where sounds that exclude one another have
+        at most 1 together and all others stand alone; and of steps, (batch, n_steps, n_labels), where all stand alone.
     """
-    if not params.is_exclusive:
-        return np.asarray(expit(logits), np.float32)
-    n_exclusive = len(params.sounds) + 1
-    exclusive = softmax(logits[..., :n_exclusive], axis=-1)[..., :-1]
-    independent = expit(logits[..., n_exclusive:])
-    return np.concatenate([exclusive, independent], axis=-1).astype(np.float32)
+    ops, n_sounds = keras.ops, len(params.sounds)
+    taught = [answer for i, answer in enumerate(answers) if i not in params.whole_members]
+    if params.is_exclusive:
+        which = _mean([ops.softmax(answer["clip"][:, :n_sounds]) for answer in answers])
+        is_none = _mean([ops.softmax(answer["clip"][:, : n_sounds + 1])[:, -1:] for answer in taught])
+        sounds = which * (1 - is_none)
+    else:
+        sounds = _mean([ops.sigmoid(answer["clip"][:, :n_sounds]) for answer in answers])
+    extras = _mean([ops.sigmoid(answer["clip"][:, -len(EXTRA_LABELS) :]) for answer in taught])
+    clip = ops.concatenate([sounds, extras], axis=-1)
+    frames = _mean([ops.sigmoid(answer["frames"]) for answer in taught])
+    silent = ops.maximum(frames[..., -1:], clip[:, None, -1:])
+    return clip, ops.concatenate([frames[..., :-1], silent], axis=-1)
 
 
-def with_silence(frames: NDArray[np.float32], clip: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scores of steps, each at least as sure of silence as its whole window: what holds nothing is silent throughout.
-
-    Of a step alone it cannot be said, since a pause between sounds is as quiet.
-
-    Args:
-        frames: float32 (..., n_steps, n_labels).
-        clip: float32 (..., n_labels), of the same windows.
-
-    Returns:
-        float32 (..., n_steps, n_labels).
-    """
-    silent = np.maximum(frames[..., -1:], clip[..., np.newaxis, -1:])
-    return np.concatenate([frames[..., :-1], silent], axis=-1)
-
-
-def frame_scores(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What is shown for each label of a step: sigmoids of the logits, of the same shape."""
-    return np.asarray(expit(logits), np.float32)
+def _mean(parts: Sequence[Any]) -> Any:
+    return sum(parts[1:], parts[0]) / len(parts)

@@ -24,7 +24,7 @@ from soundstage.sound.model import (
     LevelRange,
     SoundParams,
     build_network,
-    clip_scores,
+    combined,
     learnt_weights,
     levelled,
     levels,
@@ -33,7 +33,6 @@ from soundstage.sound.model import (
     network_weights,
     set_network_weights,
     stored_weights,
-    with_silence,
 )
 from soundstage.types import Waveform
 
@@ -89,13 +88,11 @@ def test_what_serves_is_what_was_learnt(tmp_path: Path, monkeypatch: pytest.Monk
     mels = [mel_spectrogram(noise(2.0, seed), PARAMS.features) for seed in range(n_windows)]
     log_mel = np.stack([levelled(mel, LevelRange(), PARAMS.features) for mel in mels])
     expected = network.predict_on_batch(log_mel)
-    for multiplies, share in ((False, 1e-5), (True, 0.03)):
+    for multiplies, atol in ((False, 1e-5), (True, 0.03)):
         monkeypatch.setattr(inference, "multiplies_bfloat16", lambda multiplies=multiplies: multiplies)
-        answer, other = inference.SoundNetworks([weights, weights], PARAMS)([log_mel, log_mel[:1]])
-        for name, logits in expected.items():
-            atol = share * float(np.abs(logits).max())
-            np.testing.assert_allclose(answer[name], logits, atol=atol)
-            np.testing.assert_allclose(other[name], logits[:1], atol=atol)
+        scores = inference.SoundNetworks([weights], PARAMS)([log_mel])
+        for own, exact in zip(scores, combined([expected], PARAMS), strict=True):
+            np.testing.assert_allclose(own, exact, atol=atol)
 
 
 def noise(duration_s: float, seed: int = 0) -> NDArray[np.float32]:
@@ -252,28 +249,47 @@ def test_activations_end_at_six() -> None:
     assert float(np.max(body(features))) <= 6.0
 
 
+def says(clip: list[float], frames: list[list[float]] | None = None) -> dict[str, NDArray[np.float32]]:
+    """Logits of one window: dog, rain, siren, none of them, speech, music, silence; and of its steps."""
+    return {"clip": np.array([clip], np.float32), "frames": np.array([frames or [[0.0] * 6]], np.float32)}
+
+
 def test_a_window_of_silence_is_silent_in_every_step() -> None:
-    frames = np.array([[[0.9, 0.1], [0.2, 0.3]], [[0.9, 0.1], [0.2, 0.3]]], np.float32)
-    clip = np.array([[0.5, 0.2], [0.5, 0.95]], np.float32)
-    expected = [[[0.9, 0.2], [0.2, 0.3]], [[0.9, 0.95], [0.2, 0.95]]]
-    np.testing.assert_array_equal(with_silence(frames, clip), np.array(expected, np.float32))
+    steps = [[9.0, -9.0, -9.0, -9.0, -9.0, -2.0], [-9.0] * 6]
+    for silence, expected in ((-9.0, [0.119, 0.0]), (3.0, [0.953, 0.953])):
+        _, frames = combined([says([5.0, 0, 0, 0, -9.0, -9.0, silence], steps)], PARAMS)
+        np.testing.assert_allclose(frames[0, :, -1], expected, atol=1e-3)
+        np.testing.assert_allclose(frames[0, :, 0], [1.0, 0.0], atol=1e-3)
     assert PARAMS.labels[-1] == "silence"
 
 
 def test_scores_of_sounds_share_one_and_the_others_stand_alone() -> None:
-    logits = np.array([[5.0, 0.0, 0.0, 0.0, 3.0, 3.0, -3.0]], np.float32)  # dog, rain, siren, none | extras
-    scores = clip_scores(logits, PARAMS)[0]
+    scores = np.asarray(combined([says([5.0, 0.0, 0.0, 0.0, 3.0, 3.0, -3.0])], PARAMS)[0])[0]
     assert scores[:3].sum() < 1.0
     assert scores[0] > 0.9
     assert scores[3] == scores[4] == pytest.approx(0.9526, abs=1e-3)
-    none_of_them = clip_scores(np.array([[0.0, 0.0, 0.0, 9.0, 0.0, 0.0, 0.0]], np.float32), PARAMS)[0]
+    none_of_them = np.asarray(combined([says([0.0, 0.0, 0.0, 9.0, 0.0, 0.0, 0.0])], PARAMS)[0])[0]
     assert none_of_them[:3].max() < 0.01
+
+
+def test_a_network_taught_whole_windows_says_which_sound_and_no_more() -> None:
+    params = SoundParams(sounds=PARAMS.sounds, level_ranges=(LevelRange(), LevelRange()), whole_members=(0,))
+    whole = says([9.0, 0.0, 0.0, -9.0, 9.0, 9.0, 9.0], [[9.0] * 6])
+    taught = says([0.0, 0.0, 9.0, -9.0, -9.0, -9.0, -9.0], [[-9.0] * 6])
+    clip, frames = (np.asarray(scores) for scores in combined([whole, taught], params))
+    np.testing.assert_allclose(clip[0], [0.5, 0, 0.5, 0, 0, 0], atol=1e-3)
+    np.testing.assert_allclose(frames, 0, atol=1e-3)
+    nothing = says([0.0, 0.0, 0.0, 9.0, -9.0, -9.0, 9.0])
+    clip, frames = (np.asarray(scores) for scores in combined([whole, nothing], params))
+    assert clip[0, :3].max() < 0.01, "what none of them is, the other knows"
+    assert frames[0, 0, -1] == clip[0, -1] > 0.99
+    with pytest.raises(ValueError, match="whole_members"):
+        SoundParams(sounds=PARAMS.sounds, whole_members=(0,))
 
 
 def test_sounds_that_may_come_together_share_nothing(tmp_path: Path) -> None:
     params = PARAMS.model_copy(update={"is_exclusive": False})
-    together = np.full((1, params.n_clip_logits), 3.0, np.float32)
-    assert clip_scores(together, params)[0].min() > 0.9
+    assert np.asarray(combined([says([3.0] * params.n_clip_logits)], params)[0]).min() > 0.9
     listener = SoundListener(random_folder(tmp_path, params=params, trained_with=params))
     assert listener.listen([Waveform(samples=noise(1.0))])[0].tags.shape == (6,)
 

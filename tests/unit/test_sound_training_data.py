@@ -149,6 +149,7 @@ def test_the_same_recording_in_two_folds_is_found_by_its_samples(tmp_path: Path)
         ("learning: {n_epochs: 0}", r"learning\.n_epochs: Input should be greater"),
         ("augmentation: {gain_db: [6, -6]}", r"augmentation\.gain_db: .* must be the smaller"),
         ("members: [{}, {lerning: {}}]", r"members\[1\]: lerning: there is no such key"),
+        ("members: [{loss: {frames: 0}}]", r"loss\.frames is 0 in all members"),
         ("data: [", "is not YAML"),
         ("- 1", "no mapping"),
     ],
@@ -310,7 +311,7 @@ def test_mere_noise_is_none_of_the_sounds(tmp_path: Path) -> None:
     assert batch.log_mel[is_noise].max(axis=(1, 2)).min() > -3, "it can be heard"
 
 
-def test_scenes_say_which_part_of_each_step_holds_a_sound(tmp_path: Path) -> None:
+def test_scenes_say_which_steps_hold_a_sound_and_ask_for_none_that_hold_little(tmp_path: Path) -> None:
     params = PARAMS.model_copy(update={"window_s": 5.0})
     beep = np.concatenate([np.zeros(2 * RATE, np.float32), sound("beep", 1.0, 0), np.zeros(2 * RATE, np.float32)])
     clips = [clip("beep.wav", Heard(label="beep")), clip("hiss.wav", Heard(label="hiss"))]
@@ -322,16 +323,18 @@ def test_scenes_say_which_part_of_each_step_holds_a_sound(tmp_path: Path) -> Non
         for i in np.flatnonzero(batch.sound_weights == 0):
             frames, known = batch.frames[i], batch.frame_weights[i]
             n_scenes += 1
-            n_edges += bool(((frames > 0) & (frames < 1)).any())
+            n_edges += bool((known[:, 0] == 0).any())
+            assert set(np.unique(frames)) <= {0.0, 1.0}
             assert not frames[:, params.labels.index("silence")].any()
-            assert frames[:, 0].sum() <= 4.2, "a second of beeping is no more than four steps"
-            assert known[:, 0].all()
+            assert frames[:, 0].sum() <= 5, "a second of beeping, and what the level is smoothed over"
+            assert (known[:, 0] == 0).sum() <= 2, "one at either end"
+            assert known[frames == 1].all()
             if frames[:, 0].max() == 1:
                 loudest = int(batch.log_mel[i].mean(axis=1).argmax()) // 32
                 assert frames[loudest, 0] > 0
         assert (batch.sounds[batch.sound_weights == 1].sum(axis=1) == 1).all()
     assert n_scenes >= 70
-    assert n_edges > n_scenes / 2, "edges lie anywhere in a step"
+    assert n_edges > n_scenes / 4, "edges lie anywhere in a step"
 
 
 def test_what_lies_under_a_scene_is_not_asked_for(tmp_path: Path) -> None:

@@ -104,10 +104,13 @@ class AugmentationConfig(Params):
 
 
 class TargetConfig(Params):
-    """When a sound counts as heard in a step, for clips that are labelled without times."""
+    """When a sound counts as heard in a step."""
 
+    held: Share = 0.3
+    """With times: a step of which the sound takes this share holds it; of one with less, nothing is learnt. Were
+    targets shares, sounds shorter than a step would never score high."""
     present: Share = 0.18
-    """A step in which a clip reaches this share of its loudest quarter of a second holds its sound (-15 dB)."""
+    """Without times: a step in which a clip reaches this share of its loudest quarter of a second (-15 dB) holds it."""
     absent: Share = 0.01
     """A step in which it stays below this share does not (-40 dB). Between them nothing is learnt about it."""
     min_mixed: Share = 0.1
@@ -120,7 +123,8 @@ class LossConfig(Params):
     extras: float = Field(0.3, ge=0)
     """Of speech, music and silence in a window."""
     frames: float = Field(0.5, ge=0)
-    """Of what is heard in each step."""
+    """Of what is heard in each step. A member with 0 says which sound a window holds and nothing else: not when, nor
+    whether it is one of them, nor speech, music or silence. One member at least has to say that."""
     yamnet: float = Field(0.0, ge=0)
     """Of YAMNet's own 521 opinions of the window, kept alive as a further head during training."""
 
@@ -232,8 +236,9 @@ def read_config(path: Path) -> Config:
     """
     config = read_yaml(path, Config)
     try:
-        for index in range(len(config.members)):
-            config.member(index)
+        members = [config.member(index) for index in range(len(config.members))]
     except BadConfig as e:
         raise BadConfig(f"{path}: {e}") from e
+    if not any(member.loss.frames for member in members):
+        raise BadConfig(f"{path}: loss.frames is 0 in all members: none would say when a sound is heard")
     return config

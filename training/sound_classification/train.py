@@ -95,6 +95,7 @@ class Trainer:
             sounds=tuple(label for label in table.labels if label not in EXTRA_LABELS),
             is_exclusive=table.is_exclusive,
             level_ranges=tuple(config.level for config in self._members),
+            whole_members=tuple(i for i, config in enumerate(self._members) if not config.loss.frames),
             window_s=config.window_s,
             events=config.events,
         )
@@ -181,7 +182,7 @@ class Trainer:
             figures = self._recognition(goal, weights, self.params, tested)
             if len(ranges) > 1:
                 for member, level_range in enumerate(ranges):
-                    alone = self.params.model_copy(update={"level_ranges": (level_range,)})
+                    alone = self.params.model_copy(update={"level_ranges": (level_range,), "whole_members": ()})
                     prefix = member_name(member, "")
                     own = {
                         member_name(0, k.removeprefix(prefix)): v for k, v in weights.items() if k.startswith(prefix)

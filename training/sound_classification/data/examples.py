@@ -412,7 +412,8 @@ class Mixer:
         found: dict[int, tuple[Floats, Floats]] = {}
         for label, active in part.times.items():
             share = _by_step(active[span].astype(np.float32), n_steps).mean(axis=1)
-            found[label] = (share, np.ones_like(share))
+            is_held = share >= self._config.targets.held
+            found[label] = (is_held.astype(np.float32), (is_held | (share == 0)).astype(np.float32))
         if part.untimed:
             level = _by_step(part.level[span], n_steps).max(axis=1)
             loudest = float(part.level.max())
