@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,7 +23,7 @@ from benchmarks.results import as_table, write_result
 from benchmarks.yamnet import YamnetListener
 from soundstage.models import registry
 from soundstage.models.runtime import limit_threads
-from soundstage.params import EventParams
+from soundstage.params import EventParams, LiveParams
 from soundstage.pipeline import DEFAULT_MIN_SCORE, SOUND_MODEL, Pipeline
 from soundstage.sound.listener import SoundListener
 from soundstage.sound.model import SILENCE, SPEECH
@@ -49,6 +50,7 @@ with warnings.catch_warnings():
 
 OFFSET_SHARE = 0.5
 """An offset may be wrong by half the event's length, or by the collar. Source: sed_eval's default."""
+_N_TIMED = 20
 
 
 def _rows(events: Sequence[SoundEvent]) -> Any:
@@ -104,6 +106,28 @@ def behaviour(pipeline: Pipeline, speech: Path) -> dict[str, float]:
     }
 
 
+def cost(listener: SoundListener) -> dict[str, float]:
+    """Processor time for a second of audio, spectrograms included: 16 windows together, and one as live streams ask.
+
+    The fastest of several runs: other work on the machine only adds.
+    """
+    rng = np.random.default_rng(0)
+    figures = {}
+    for name, n_windows, duration_s in (
+        ("batch_16", 16, listener.params.window_s),
+        ("live_look", 1, LiveParams().look_s),
+    ):
+        n_samples = round(duration_s * SAMPLE_RATE)
+        waveforms = [Waveform(samples=rng.normal(0, 0.1, n_samples).astype(np.float32)) for _ in range(n_windows)]
+        taken_s = []
+        for _ in range(2 + _N_TIMED):
+            start_s = time.process_time()
+            listener.listen(waveforms)
+            taken_s.append(time.process_time() - start_s)
+        figures[f"cpu_ms_per_s_{name}"] = round(1e3 * min(taken_s) / (n_windows * duration_s), 2)
+    return figures
+
+
 def _shown(analysis: Analysis) -> list[SoundEvent]:
     return [event for event in analysis.events if event.score >= DEFAULT_MIN_SCORE]
 
@@ -143,7 +167,7 @@ def main(
             carried = sed_figures(scored, listener.params.events)
             figures["event_f1_as_shipped"] = carried["event_f1"]
             figures["segment_f1_as_shipped"] = carried["segment_f1"]
-    figures |= behaviour(Pipeline(None, listener), data / "ljspeech")
+    figures |= behaviour(Pipeline(None, listener), data / "ljspeech") | cost(listener)
     known = ", ".join(f"{fold}: {'not known' if count is None else count}" for fold, count in n_known.items())
     detail = {
         "soundscapes": f"{n * len(tests)} of 10 s, clips of fold {folds}, 0 to 25 dB above their background",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from soundstage.audio.features import mel_spectrogram
 from soundstage.sound.model import SoundParams
 from tests.unit.tiny_clips import LABELS, RATE, sound, tiny_clips, write_folder, write_table, write_wav
 from training.acoustics import coded, room
@@ -309,6 +310,12 @@ def test_mere_noise_is_none_of_the_sounds(tmp_path: Path) -> None:
     assert not batch.frames[is_noise].any()
     assert (batch.frame_weights[is_noise] == 1).all()
     assert batch.log_mel[is_noise].max(axis=(1, 2)).min() > -3, "it can be heard"
+    real = np.random.default_rng(0).standard_normal(4 * RATE).astype(np.float32)
+    real_spread = np.log(mel_spectrogram(real, FEATURES)).std(axis=0)
+    loud = batch.log_mel[is_noise][batch.log_mel[is_noise].mean(axis=1).min(axis=1) > -2]
+    assert len(loud)
+    for spread in loud.std(axis=1):
+        assert np.abs(spread - real_spread).mean() < 0.05, "as rough in each band as real noise, not as rain"
 
 
 def test_scenes_say_which_steps_hold_a_sound_and_ask_for_none_that_hold_little(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from soundstage.audio.features import n_frames
+from soundstage.audio.features import mel_spectrogram, n_frames
 from soundstage.sound.model import MEDIAN_LEVEL, MUSIC, SILENCE, SPEECH, STEP_FRAMES, SoundParams, levelled, levels
 from training.sound_classification.config import Config
 from training.sound_classification.data.material import Backgrounds, Clips, Spectrogram
@@ -28,6 +28,9 @@ _QUIET_DB = (-110.0, -53.0)
 """Level of silence, of which some is digital."""
 _HISS_DB = (-45.0, 6.0)
 """Level of noise that is no sound; 0 dB is the median level of clips."""
+_TILT = (-2.2, 1.2)
+"""Colours of noise, from brown to blue: how much the logarithm of its magnitude rises from the middle of the bands."""
+_WHITE_S = 60.0
 _FAINTEST = 1e-6
 _WITHOUT_SOUNDS, _SCENE = -1, -2
 """Windows that are no clip's, in place of its place in the table."""
@@ -130,6 +133,11 @@ class Mixer:
         ]
         self._kinds = np.concatenate([chosen, np.repeat((_WITHOUT_SOUNDS, _SCENE), n_others)])
         self._steady = [int(place) for place in chosen if self._is_steady(int(place))]
+        # Of samples: magnitudes drawn one by one are rougher than those of wide bands, and real noise remains rain.
+        white_s = max(_WHITE_S, 2 * params.window_s)
+        white = np.random.default_rng(seed).standard_normal(round(white_s * params.features.sample_rate), np.float32)
+        self._white = mel_spectrogram(white, params.features)
+        self._white /= self._white.mean()
         self._order_of: tuple[int, NDArray[np.int64]] = (-1, chosen)
 
     @property
@@ -271,12 +279,13 @@ class Mixer:
 
     def _noise(self, rng: np.random.Generator, level_db: float) -> Floats:
         """Magnitudes of white noise; 0 dB is the median level of clips."""
-        values = np.abs(rng.standard_normal((self._n_frames, self._params.features.n_mels), np.float32))
+        first = int(rng.integers(len(self._white) - self._n_frames))
+        values = self._white[first : first + self._n_frames]
         return np.asarray(values * np.float32(MEDIAN_LEVEL) * _gain(level_db), np.float32)
 
     def _coloured_noise(self, rng: np.random.Generator) -> _Part:
         """Steady noise, brought to a loudest level of 1."""
-        colour = np.exp(rng.uniform(-1.5, 1.5) * np.linspace(-1, 1, self._params.features.n_mels))
+        colour = np.exp(rng.uniform(*_TILT) * np.linspace(-1, 1, self._params.features.n_mels))
         noise = self._noise(rng, 0.0) * colour.astype(np.float32)
         level = np.ones(self._n_frames, np.float32)
         return _Part(noise / levels(noise, self._params.features).max(), level, {}, ())
