@@ -103,16 +103,20 @@ def car_horn(duration_s: float, rng: np.random.Generator) -> Floats:
 
 
 def rain(duration_s: float, rng: np.random.Generator) -> Floats:
-    """Steady rain: the hiss of far drops, and near ones."""
+    """Steady rain: the hiss of far drops, and near ones, of which the larger ring lower and longer."""
     n_samples = round(duration_s * SAMPLE_RATE_HZ)
-    n_drops = round(10_000 * duration_s)
-    drops = np.zeros(n_samples)
-    drops[rng.integers(0, n_samples, n_drops)] = rng.exponential(1.0, n_drops)
-    t = _times(0.01)
-    splash = _filtered(rng.standard_normal(len(t)) * np.exp(-t / 0.001), "highpass", 1500)
-    near = np.asarray(signal.fftconvolve(drops, splash))[:n_samples]
-    far = _filtered(rng.standard_normal(n_samples), "bandpass", (500, 9000))
-    return _normalised(_faded(far / far.std() + 0.5 * near / near.std(), 0.3))
+    n_drops = round(1000 * duration_s)  # of each size
+    t = _times(0.03)
+    near = np.zeros(n_samples)
+    for size in range(6):
+        drops = np.zeros(n_samples)
+        drops[rng.integers(0, n_samples, n_drops)] = rng.lognormal(0.0, 1.0, n_drops)
+        pitch_hz = 1500 * 2 ** (size / 2)
+        ringing = rng.standard_normal(len(t)) * np.exp(-t / (0.002 / 2 ** (size / 3)))
+        splash = _filtered(ringing, "bandpass", (0.6 * pitch_hz, min(1.8 * pitch_hz, 16_000)))
+        near += np.asarray(signal.fftconvolve(drops, splash / np.linalg.norm(splash)))[:n_samples]
+    far = _filtered(rng.standard_normal(n_samples), "bandpass", (400, 9000))
+    return _normalised(_faded(far / far.std() + near / near.std(), 0.3))
 
 
 def _times(duration_s: float) -> Floats:

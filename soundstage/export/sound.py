@@ -65,12 +65,13 @@ class SoundGraph(ServedGraph):
         members = [{name: computed(variable) for name, variable in own.items()} for own in self._members]
         n_rows, n_samples = tf.unstack(tf.shape(waveform))
         starts, edges = self._plan(n_samples)
+        length = tf.where(tf.size(starts) > 1, params.n_window_samples, tf.maximum(n_samples, params.n_step_samples))
         # what does not fill a step is filled up with silence
         waveform = tf.pad(waveform, ((0, 0), (0, tf.maximum(0, params.n_step_samples - n_samples))))
 
         def step(i: tf.Tensor, tags: tf.Tensor, frames: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             first_sample = starts[i] * params.n_step_samples
-            window = waveform[:, first_sample : first_sample + params.n_window_samples]
+            window = waveform[:, first_sample : first_sample + length]
             clip, own = self._hear(members, window)
             kept = tf.minimum(tf.range(edges[i], edges[i + 1]) - starts[i], tf.shape(own)[1] - 1)
             return i + 1, tf.maximum(tags, clip), tf.concat([frames, tf.gather(own, kept, axis=1)], axis=1)
@@ -92,7 +93,8 @@ class SoundGraph(ServedGraph):
         """soundstage.sound.listener.windows_of: the first step of each window, and the edges of what is kept of it."""
         params = self._params
         hop_steps = params.n_window_steps - 2 * EDGE_STEPS
-        n_beyond = tf.maximum(0, n_samples - params.n_window_samples)
+        n_beyond = n_samples - params.n_window_samples
+        n_beyond = tf.where(n_beyond < params.n_step_samples, 0, n_beyond)
         n_full = _ceil_div(n_beyond, hop_steps * params.n_step_samples)
         last_start = _ceil_div(n_beyond, params.n_step_samples)
         starts = tf.concat([tf.range(n_full) * hop_steps, [last_start]], axis=0)

@@ -65,21 +65,23 @@ class _Heard:
 def windows_of(n_samples: int, params: SoundParams) -> list[Window]:
     """Windows that cover a waveform and overlap by two steps; a last, shorter rest is seen with what is before it.
 
+    What is longer than a window by less than a step is one window all the same: a clip of 5 s, decoded, often is.
+
     Args:
         n_samples: Length of the waveform.
         params: Of the model.
     """
     if n_samples == 0:
         return []
-    step = params.n_step_samples
+    step, n_steps = params.n_step_samples, math.ceil(n_samples / params.n_step_samples)
+    if n_samples < params.n_window_samples + step:
+        return [Window(0, n_samples, 0, 0, n_steps)]
     hop_steps = params.n_window_steps - 2 * EDGE_STEPS
     starts = [0]
     while starts[-1] * step + params.n_window_samples < n_samples:
         starts.append(starts[-1] + hop_steps)
-    if len(starts) > 1:
-        # the last window ends where the waveform does, or less than a step before; it starts at a step of the first
-        starts[-1] = math.ceil((n_samples - params.n_window_samples) / step)
-    n_steps = math.ceil(n_samples / step)
+    # the last window ends where the waveform does, or less than a step before; it starts at a step of the first
+    starts[-1] = math.ceil((n_samples - params.n_window_samples) / step)
     edges = [0, *(start + EDGE_STEPS for start in starts[1:]), n_steps]
     return [
         Window(start * step, min(params.n_window_samples, n_samples - start * step), start, first, end)

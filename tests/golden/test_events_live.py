@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import soxr
 from numpy.typing import NDArray
 
 from soundstage.audio.chunks import Chunker
@@ -11,6 +12,7 @@ from soundstage.audio.resample import Resampler
 from soundstage.models.registry import find
 from soundstage.params import ChunkParams, VoiceActivityParams
 from soundstage.pipeline import SOUND_MODEL, AnalysisOptions, ChunkAssembler, Pipeline, Task
+from soundstage.sample import SAMPLE_RATE_HZ, rain
 from soundstage.sound.listener import SoundListener
 from soundstage.types import AudioBlock, EncodedAudio, SoundEvent
 
@@ -25,15 +27,14 @@ def listener() -> SoundListener:
 
 @pytest.fixture(scope="module")
 def samples() -> NDArray[np.float32]:
-    """Beeps, and hiss across the place where the stream is cut, on a faint floor; in steps of 16 bits."""
+    """Beeps, and rain across the place where the stream is cut, on a faint floor; in steps of 16 bits."""
     rng = np.random.default_rng(0)
     t = np.arange(DURATION_S * RATE) / RATE
     mixed = rng.standard_normal(len(t)) * 1e-3
     for start_s in (3.1, 11.7, 30.2, 41.3):
         on = (t > start_s) & (t < start_s + 2.2) & (t % 0.5 < 0.25)
         mixed[on] += 0.3 * np.sin(2 * np.pi * 2000 * t[on])
-    hissing = (t > 17) & (t < 27)
-    mixed[hissing] += 0.1 * rng.standard_normal(int(hissing.sum()))
+    mixed[17 * RATE : 27 * RATE] += 0.3 * soxr.resample(rain(10, rng), SAMPLE_RATE_HZ, RATE)
     return (np.round(mixed.clip(-0.99, 0.99) * 32768) / 32768).astype(np.float32)
 
 
@@ -72,7 +73,7 @@ def test_a_stream_in_pieces_gives_the_events_of_the_whole_clip(
 
 
 def test_an_event_ends_with_the_clip_at_the_latest(samples: NDArray[np.float32], listener: SoundListener) -> None:
-    in_the_hiss = (samples[: 25 * RATE + 77] * 32768).astype("<i2").tobytes()
-    clip = EncodedAudio(data=in_the_hiss, media_type="audio/l16", sample_rate=RATE, n_channels=1, encoding="s16le")
+    in_the_rain = (samples[: 25 * RATE + 77] * 32768).astype("<i2").tobytes()
+    clip = EncodedAudio(data=in_the_rain, media_type="audio/l16", sample_rate=RATE, n_channels=1, encoding="s16le")
     analysis = Pipeline(None, listener).analyze(clip, AnalysisOptions(tasks=frozenset({Task.SOUNDS})))
     assert max(event.end_s for event in analysis.events) == analysis.duration_s

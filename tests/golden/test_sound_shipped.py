@@ -64,7 +64,7 @@ def test_its_card_says_what_people_have_to_know(folder: ModelFolder) -> None:
     assert {"dog", "crying_baby", "speech", "music", "silence"} <= set(card.labels)
     folds = [value for name, value in card.metrics.items() if name.startswith("top1_fold_")]
     assert card.metrics["top1_mean"] == pytest.approx(np.mean(folds))
-    assert card.metrics["top1_mean"] >= 0.90
+    assert card.metrics["top1_mean"] >= 0.915
     readme = (folder.path / "README.md").read_text(encoding="utf-8")
     for needed in ("CC0 or CC-BY", "Piczak", "YAMNet's weights", "LJ Speech", "Limits"):
         assert needed in readme

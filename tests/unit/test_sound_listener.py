@@ -207,11 +207,18 @@ def test_windows_cover_each_step_once_and_know_both_its_sides(n_samples: int) ->
     for window, after in itertools.pairwise(windows):
         assert window.end_kept == after.first_kept > after.first_step
         assert window.end_kept < window.first_step + PARAMS.n_window_steps
+    assert len(windows) > 1 or n_samples < PARAMS.n_window_samples + PARAMS.n_step_samples
     for window in windows:
         assert window.first_sample + window.n_samples <= n_samples
-        assert window.n_samples <= PARAMS.n_window_samples
+        most = PARAMS.n_window_samples + (PARAMS.n_step_samples - 1 if len(windows) == 1 else 0)
+        assert window.n_samples <= most
         assert window.first_kept < window.end_kept
     assert windows[-1].first_sample + windows[-1].n_samples == n_samples
+
+
+def test_a_clip_of_five_seconds_and_a_little_is_one_window() -> None:
+    assert len(windows_of(80_016, PARAMS)) == len(windows_of(85_119, PARAMS)) == 1
+    assert len(windows_of(85_120, PARAMS)) == 2
 
 
 def test_frames_of_a_long_waveform_agree_with_those_of_a_part(listener: SoundListener) -> None:
