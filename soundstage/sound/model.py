@@ -32,7 +32,9 @@ LEVEL_S = 0.25
 MEDIAN_LEVEL = 3.0
 """Mean mel magnitude of the loudest quarter of a second of a clip of ESC-50; half of them are louder."""
 N_CONV = 32
+"""Width of the first convolution."""
 N_EMBEDDING = 1024
+"""Width of the last one: what the heads see of each step."""
 
 BLOCKS = (
     (1, 64),
@@ -55,6 +57,7 @@ LAYER_NAMES = ("conv", *(f"{kind}_{i}" for i in range(1, 14) for kind in ("depth
 """The 27 convolutions in their order, which is also that of YAMNet's TFLite file."""
 HEAD_NAMES = ("clip", "frames")
 _SCALE = "_scale"
+"""Ends the name of what the 8-bit codes of a matrix are multiplied by, one for each output."""
 _MAX_CODE = 127
 
 
@@ -92,8 +95,8 @@ class SoundParams(Params):
         sounds: What it knows beside speech, music and silence.
         is_exclusive: A clip holds one of the sounds or none of them; else any number of them.
         window_s: Seconds of audio that the body sees at once, at most.
-        level_ranges: One for each network. Their scores are averaged; their weights are named "member_0/conv/kernel"
-            and so on.
+        level_ranges: One for each network; `combined` says how they agree. Their weights are named
+            "member_0/conv/kernel" and so on.
         whole_members: Places of the networks that were taught nothing but which sound a window holds, and say no more.
         events: How its frame scores become events.
     """
@@ -114,7 +117,7 @@ class SoundParams(Params):
 
     @property
     def n_members(self) -> int:
-        """Networks whose scores are averaged."""
+        """Networks that listen together."""
         return len(self.level_ranges)
 
     @property

@@ -54,12 +54,14 @@ GRID: dict[str, tuple[Value, ...]] = {
     "on_score": tuple(round(0.3 + 0.05 * i, 2) for i in range(14)),
     "off_share": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
     "n_median_frames": (1, 3, 5),
-    "n_min_frames": (1, 2, 3),
     "max_gap_s": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
     "response_s": _SHIFTS_S,
     "release_s": _SHIFTS_S,
 }
-"""What is tried, one after the other; off_share is off_score as a share of on_score."""
+"""What is tried, one after the other; off_share is off_score as a share of on_score.
+
+n_min_frames stays 1: a live stream would tell of each sound a step later.
+"""
 N_PASSES = 2
 PRIOR_EVENTS = 40.0
 """A label's own examples count against so many that behave as all labels do together."""
