@@ -17,7 +17,7 @@ from soundstage.sound.streaming import SoundStream
 from soundstage.types import SAMPLE_RATE, FrameScores, Waveform
 from tests.unit.live_streams import EVENTS, plan, scored
 
-OPTIONS = StreamOptions(tasks=frozenset({Task.SOUNDS}), captions=False)
+OPTIONS = StreamOptions(tasks=frozenset({Task.SOUNDS}), captions=False, min_score=0.1)
 PARAMS = LiveParams()
 
 
