@@ -63,6 +63,8 @@ GRID: dict[str, tuple[Value, ...]] = {
 n_min_frames stays 1: a live stream would tell of each sound a step later.
 """
 N_PASSES = 2
+SILENCE_SCORE = 0.9
+"""What silence starts at: no soundscape holds any, and a pause between two sounds is none."""
 PRIOR_EVENTS = 40.0
 """A label's own examples count against so many that behave as all labels do together."""
 
@@ -241,6 +243,7 @@ def fit_labels(heard: Sequence[Heard], common: EventParams) -> EventParams:
         for i, label in enumerate(heard[0].scores.labels)
         if options[best[i]].on_score != common.on_score
     }
+    by_label[SILENCE] = next(option for option in options if option.on_score == SILENCE_SCORE)
     return common.model_copy(update={"by_label": by_label})
 
 
