@@ -24,7 +24,7 @@ from soundstage.errors import ModelError
 from soundstage.models.registry import ModelCard, ModelFolder, open_folder, sha256_of, write_folder
 from soundstage.models.runtime import limit_threads
 from soundstage.sound.listener import SoundListener
-from soundstage.sound.model import EXTRA_LABELS, SoundParams, member_name, stored_weights
+from soundstage.sound.model import EXTRA_LABELS, SoundParams, member_name, member_weights, stored_weights
 from training.config import BadConfig
 from training.data import BadFolder
 from training.runs import Arrays, Diverged, Run, WrongRun, bar, claimed, fingerprint, shown, write_whole
@@ -183,10 +183,7 @@ class Trainer:
             if len(ranges) > 1:
                 for member, level_range in enumerate(ranges):
                     alone = self.params.model_copy(update={"level_ranges": (level_range,), "whole_members": ()})
-                    prefix = member_name(member, "")
-                    own = {
-                        member_name(0, k.removeprefix(prefix)): v for k, v in weights.items() if k.startswith(prefix)
-                    }
+                    own = {member_name(0, name): array for name, array in member_weights(weights, member).items()}
                     found = self._recognition(goal, own, alone, tested, f", member {member} alone")
                     figures |= {f"member_{member}_{name}": value for name, value in found.items()}
             self._write(

@@ -8,6 +8,7 @@ run that goes on after a break sees what it would have seen.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -133,11 +134,6 @@ class Mixer:
         ]
         self._kinds = np.concatenate([chosen, np.repeat((_WITHOUT_SOUNDS, _SCENE), n_others)])
         self._steady = [int(place) for place in chosen if self._is_steady(int(place))]
-        # Of samples: magnitudes drawn one by one are rougher than those of wide bands, and real noise remains rain.
-        white_s = max(_WHITE_S, 2 * params.window_s)
-        white = np.random.default_rng(seed).standard_normal(round(white_s * params.features.sample_rate), np.float32)
-        self._white = mel_spectrogram(white, params.features)
-        self._white /= self._white.mean()
         self._order_of: tuple[int, NDArray[np.int64]] = (-1, chosen)
 
     @property
@@ -276,6 +272,18 @@ class Mixer:
         level = source.level[span]
         scale = np.float32(1 / max(float(level.max()), 1e-3))
         return _Part(source.mel[span].astype(np.float32) * scale, level * scale, {}, (self._places[label],))
+
+    @cached_property
+    def _white(self) -> Floats:
+        """White noise of mean 1, (n_frames, n_mels), for recipes that have noise.
+
+        Of samples: magnitudes drawn one by one are rougher than those of wide bands, and real noise remains rain.
+        """
+        white_s = max(_WHITE_S, 2 * self._params.window_s)
+        n_samples = round(white_s * self._params.features.sample_rate)
+        samples = np.random.default_rng(self._seed).standard_normal(n_samples, np.float32)
+        mel = mel_spectrogram(samples, self._params.features)
+        return np.asarray(mel / mel.mean(), np.float32)
 
     def _noise(self, rng: np.random.Generator, level_db: float) -> Floats:
         """Magnitudes of white noise; 0 dB is the median level of clips."""
