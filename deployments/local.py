@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import shutil
@@ -67,16 +68,26 @@ class Ports:
 
     @classmethod
     def free(cls) -> Ports:
-        """Ports that nobody uses now, below the range that Ray's workers choose from."""
-        names = [field.name for field in fields(cls)]
-        sockets = [socket.socket() for _ in names]
-        try:
-            candidates = iter(range(20_100 + secrets.randbelow(5_000), 30_000))
-            numbers = {name: _bind_next(sock, candidates) for name, sock in zip(names, sockets, strict=True)}
-        finally:
-            for sock in sockets:
-                sock.close()
-        return cls(**numbers)
+        """Ports that nobody uses now."""
+        return cls(**{field.name: free_port() for field in fields(cls)})
+
+
+FREE_PORTS = range(20_100, 30_000)
+"""Above what Ray's workers listen on (10002 to 19999), below Serve's own ports and those that systems hand out."""
+_first = secrets.randbelow(len(FREE_PORTS))
+_untried: Iterator[int] = itertools.cycle([*FREE_PORTS[_first:], *FREE_PORTS[:_first]])
+
+
+def free_port() -> int:
+    """A port of loopback that nobody uses now, that Ray does not take meanwhile, and that is not given out twice.
+
+    Raises:
+        LocalError: All are taken.
+    """
+    for port in itertools.islice(_untried, len(FREE_PORTS)):
+        if _bind_error(port) is None:
+            return port
+    raise LocalError(f"no free port between {FREE_PORTS.start} and {FREE_PORTS.stop}")
 
 
 def _bind_error(port: int) -> OSError | None:
@@ -88,14 +99,6 @@ def _bind_error(port: int) -> OSError | None:
         except OSError as e:
             return e
     return None
-
-
-def _bind_next(sock: socket.socket, candidates: Iterator[int]) -> int:
-    for port in candidates:
-        with suppress(OSError):
-            sock.bind(("127.0.0.1", port))
-            return port
-    raise LocalError("no free port between 20100 and 30000")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -24,6 +23,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from deployments.local import free_port
 from tests.cluster import binaries
 
 T = TypeVar("T")
@@ -46,14 +46,6 @@ def until(what: str, ask: Callable[[], T], *, timeout_s: float = 60.0) -> T:
             last = f": {e!r} {getattr(e, 'stderr', '')}"
         time.sleep(0.2)
     raise AssertionError(f"not within {timeout_s} s: {what}{last}")
-
-
-def free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 class RayHeads(ThreadingHTTPServer):

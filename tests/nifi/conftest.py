@@ -20,9 +20,9 @@ import yaml
 
 from benchmarks.results import RESULTS_DIR, write_result
 from deployments.auth import hash_key
-from deployments.local import CONFIG, LocalCluster, Ports
+from deployments.local import CONFIG, LocalCluster, Ports, free_port
 from nifi.canvas import Canvas
-from nifi.local import LocalNiFi, NiFiUnavailable, assemble, free_port
+from nifi.local import LocalNiFi, NiFiUnavailable, assemble
 
 KEY = "a key for the flow"
 TIMEOUT_S = 1800
@@ -302,10 +302,7 @@ def proof(
 
 def _two_free_ports() -> int:
     """A free port whose next one is free too."""
-    import socket
-
-    while True:
-        port = free_port()
-        with socket.socket() as sock, suppress(OSError, OverflowError):
-            sock.bind(("127.0.0.1", port + 1))
-            return port
+    port, following = free_port(), free_port()
+    while following != port + 1:
+        port, following = following, free_port()
+    return port

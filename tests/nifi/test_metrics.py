@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from dashboards.boards import BOARDS
+from deployments.local import free_port
 from monitoring.local import Monitor, stop
 from nifi.canvas import Login
-from nifi.local import free_port
 from nifi.metrics import OLDEST, Figures, server
 from soundstage import sample
 from tests.conftest import ROOT

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import threading
@@ -25,7 +24,7 @@ import pytest
 import yaml
 from websockets.sync.client import connect
 
-from deployments.local import CONFIG, LocalCluster, Ports, _bind_next
+from deployments.local import CONFIG, LocalCluster, Ports, free_port
 from monitoring.local import Monitor, stop
 from soundstage import sample
 from soundstage.models import registry
@@ -125,18 +124,6 @@ class Observed:
         return float(result[0]["value"][1]) if result else None
 
 
-def free_ports(n: int) -> list[int]:
-    import socket
-
-    sockets = [socket.socket() for _ in range(n)]
-    try:
-        candidates = iter(range(15_000 + os.getpid() % 4_000, 20_000))
-        return [_bind_next(sock, candidates) for sock in sockets]
-    finally:
-        for sock in sockets:
-            sock.close()
-
-
 @pytest.fixture(scope="session")
 def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     state_dir = tmp_path_factory.mktemp("observed")
@@ -156,14 +143,13 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
         application["args"]["models"] = models.model_dump(mode="json")
         sounds = next(entry for entry in application["deployments"] if entry["name"] == "SoundClassifier")
         sounds["user_config"] |= {"shadow": {"version": CANDIDATE, "share": 1.0}, "follow_s": 2.0}
-        ports = free_ports(3)
         cluster = LocalCluster(state_dir=state_dir / "ray", ports=Ports.free(), n_cpus=4)
         monitor = Monitor(
             cluster=cluster,
             state_dir=state_dir / "monitor",
-            prometheus_port=ports[0],
-            alertmanager_port=ports[1],
-            canary_port=ports[2],
+            prometheus_port=free_port(),
+            alertmanager_port=free_port(),
+            canary_port=free_port(),
             canary_every_s=2.0,
             scrape_interval_s=SCRAPE_S,
         )

@@ -17,12 +17,13 @@ from typing import Any
 import httpx
 import pytest
 
+from deployments.local import free_port
 from soundstage.models import registry
 from soundstage.models.registry import STABLE
 from soundstage.pipeline import SOUND_MODEL
 from soundstage.sample import TRUTH
 from tests.conftest import ROOT
-from tests.observability.conftest import Observed, free_ports, poll
+from tests.observability.conftest import Observed, poll
 from tests.observability.tools import how_to_get, missing
 
 LOGGING = ROOT / "cluster" / "logging"
@@ -49,7 +50,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         check=True,
         capture_output=True,
     )
-    http, transport = free_ports(2)
+    http, transport = free_port(), free_port()
     command = ["java", "-Xmx512m", "-cp", f"{home}:{JARS}/*", "SearchServer", home, http, transport]
     with (home / "log").open("wb") as log:
         process = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log)
