@@ -77,10 +77,9 @@ def test_what_is_heard_is_what_is_there(heard: Analysis) -> None:
 
 @pytest.mark.parametrize("sound", TRUTH.sounds, ids=lambda sound: sound.label)
 def test_each_sound_of_the_clip_is_heard_when_it_sounds(heard: Analysis, sound: PlacedSound) -> None:
-    overlaps = [
-        (min(event.end_s, sound.end_s) - max(event.start_s, sound.start_s))
-        / (max(event.end_s, sound.end_s) - min(event.start_s, sound.start_s))
-        for event in heard.events
-        if event.label == sound.label
-    ]
-    assert max(overlaps, default=0.0) >= MIN_OVERLAP, heard.events
+    found = [event for event in heard.events if event.label == sound.label]
+    assert found, heard.events
+    # knocks come in bursts with a pause between, each an event of its own
+    start_s, end_s = min(event.start_s for event in found), max(event.end_s for event in found)
+    overlap_s = min(end_s, sound.end_s) - max(start_s, sound.start_s)
+    assert overlap_s / (max(end_s, sound.end_s) - min(start_s, sound.start_s)) >= MIN_OVERLAP, heard.events
