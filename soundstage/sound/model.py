@@ -59,7 +59,7 @@ HEAD_NAMES = ("clip", "frames")
 _SCALE = "_scale"
 """Ends the name of what the codes of a matrix are multiplied by, one for each output."""
 _N_BITS = 6
-"""Of a code. Five lose a tenth of a point of accuracy, six nothing that could be measured."""
+"""Of a code. Six lose nothing that could be measured, five half a point of accuracy."""
 _MAX_CODE = 2 ** (_N_BITS - 1) - 1
 
 
