@@ -15,16 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from deployments.local import free_port
+from soundstage import sample
 from soundstage.models import registry
 from soundstage.models.registry import STABLE
 from soundstage.pipeline import SOUND_MODEL
 from soundstage.sample import TRUTH
 from tests.conftest import ROOT
+from tests.contract.conftest import wav_bytes
 from tests.observability.conftest import Observed, poll
 from tests.observability.tools import how_to_get, missing
+from training.data import read_clip
 
 LOGGING = ROOT / "cluster" / "logging"
 SEARCH = Path(__file__).parent / "search"
@@ -78,12 +82,17 @@ def put(engine: httpx.Client, path: str, name: str, **changes: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def indexed(engine: httpx.Client, observed: Observed, busy: None) -> list[dict[str, Any]]:
+def indexed(
+    engine: httpx.Client, observed: Observed, busy: None, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
     """Every line that the run has written so far, as it was indexed."""
     put(engine, "/_component_template/soundstage-mappings", "mappings.json")
     # OpenSearch has no lifecycle of this name; everything else is as it is shipped.
     put(engine, "/_index_template/soundstage", "index_template.json", composed_of=["soundstage-mappings"])
     poll(lambda: lines_of("replica_*Preprocessor*", observed), 180, "nothing was analysed")
+    poll(lambda: any(event["outcome"] == "failure" for event in requests(observed)), 180, "no request has failed")
+    analyse_for_a_while(observed, tmp_path_factory.mktemp("long") / "sample.wav")
+    poll(lambda: any(event["duration"] > 1e9 for event in requests(observed)), 180, "no request took a second")
     refuse_a_model(observed)
     canary = [json.loads(line) for line in canary_log(observed)]
     replicas = [
@@ -104,6 +113,14 @@ def indexed(engine: httpx.Client, observed: Observed, busy: None) -> list[dict[s
     assert not refused, refused[:3]
     assert len(answer["items"]) == len(documents)
     return documents
+
+
+def analyse_for_a_while(observed: Observed, clip: Path) -> None:
+    """A recording that takes more than a second to listen to."""
+    sample.write(clip)
+    body = wav_bytes(np.tile(read_clip(clip), 10))
+    answer = observed.client.post("/v1/analyze", content=body, headers={"Content-Type": "audio/wav"})
+    assert answer.is_success, answer.text
 
 
 def refuse_a_model(observed: Observed) -> None:
@@ -128,6 +145,12 @@ def lines_of(pattern: str, observed: Observed) -> list[tuple[str, dict[str, Any]
         for path in sorted(observed.logs_dir.glob(f"{pattern}.log"))
         for line in path.read_text(encoding="utf-8").splitlines()
     ]
+
+
+def requests(observed: Observed) -> list[dict[str, Any]]:
+    """What is told of each request that was answered."""
+    events = [json.loads(line).get("event", {}) for line, _ in lines_of("replica_*Ingress*", observed)]
+    return [event for event in events if event.get("action") == "request"]
 
 
 def canary_log(observed: Observed) -> list[str]:
