@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -38,6 +38,11 @@ STATE_DIR = ROOT / ".run"
 CONFIG = ROOT / "serve_config.yaml"
 OBJECT_STORE_BYTES = 1024**3
 """Ray's shared memory: uploads, and chunks on their way to the models."""
+
+FREE_PORTS = range(20_100, 30_000)
+"""Above what Ray's workers listen on (10002 to 19999), below Serve's own ports and those that systems hand out."""
+_turns = itertools.count(secrets.randbelow(len(FREE_PORTS)))
+"""Which of them free_port tries next, counted around."""
 
 START_TIMEOUT_S = 300.0
 PORT_TIMEOUT_S = 5.0
@@ -72,19 +77,14 @@ class Ports:
         return cls(**{field.name: free_port() for field in fields(cls)})
 
 
-FREE_PORTS = range(20_100, 30_000)
-"""Above what Ray's workers listen on (10002 to 19999), below Serve's own ports and those that systems hand out."""
-_first = secrets.randbelow(len(FREE_PORTS))
-_untried: Iterator[int] = itertools.cycle([*FREE_PORTS[_first:], *FREE_PORTS[:_first]])
-
-
 def free_port() -> int:
     """A port of loopback that nobody uses now, that Ray does not take meanwhile, and that is not given out twice.
 
     Raises:
         LocalError: All are taken.
     """
-    for port in itertools.islice(_untried, len(FREE_PORTS)):
+    for turn in itertools.islice(_turns, len(FREE_PORTS)):
+        port = FREE_PORTS[turn % len(FREE_PORTS)]
         if _bind_error(port) is None:
             return port
     raise LocalError(f"no free port between {FREE_PORTS.start} and {FREE_PORTS.stop}")
