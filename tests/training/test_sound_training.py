@@ -24,7 +24,7 @@ from soundstage.types import Waveform
 from tests.conftest import ROOT
 from tests.training.training_commands import commands_of, killed_after, largest_file, run, step_of
 from tests.unit.tiny_clips import sound, tiny_clips, write_table
-from training.runs import Run, WrongRun, write_whole
+from training.runs import Run, WrongRun, claimed, write_whole
 from training.sound_classification import evaluate, train
 from training.sound_classification.config import Config
 from training.sound_classification.data.examples import Batch, Mixer
@@ -174,6 +174,33 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     killed_after(2, checkpoint, command, tmp_path)
     step = step_of(checkpoint)
     assert f"goes on after step {step} of " in killed_after(step, checkpoint, command, tmp_path)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("_any_threads")
+def test_whoever_completes_a_model_tests_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_clips(tmp_path / "my-clips", 4)
+    two = recipe(tmp_path, FEW_STEPS + "\nmembers: [{}, {}]")
+    command = ("--data", "my-clips", "--config", two, "--cross-validate", "--test-folds", "1")
+    assert trained(*command)[0] == 0
+    model = tmp_path / "runs/sound/models/without-fold-1/0"
+    shutil.rmtree(model)
+    folders = [tmp_path / f"runs/sound/without-fold-1/seed-0-member-{i}" for i in range(2)]
+    for folder in folders:
+        (folder / "weights.safetensors").rename(folder / "later")
+
+    def learn_while_another_process_ends(*_: object, **__: object) -> None:
+        for folder in folders:
+            (folder / "later").rename(folder / "weights.safetensors")
+
+    monkeypatch.setattr(train.Trainer, "_learn", learn_while_another_process_ends)
+    with claimed(folders[0] / "lock"):
+        code, stdout, stderr = trained(*command)
+    assert code == 0
+    assert "member 0: another process is at it" in stderr
+    assert (model / "weights.safetensors").exists()
+    assert "top1_fold_1" in json.loads(stdout.splitlines()[-1])
 
 
 @pytest.mark.timeout(900)

@@ -118,16 +118,14 @@ class Trainer:
 
     def train(self, goal: Goal) -> bool:
         """Train what is left of a model and claimed by no other process; whether all of it is there then."""
-        is_whole = True
-        for member in range(len(self._members)):
-            run = self._run(goal, member)
+        runs = [self._run(goal, member) for member in range(len(self._members))]
+        for member, run in enumerate(runs):
             with claimed(run.folder / "lock") as is_ours:
                 if not is_ours:
                     console.print(f"{_of(goal, member)}: another process is at it", highlight=False)
                 elif not run.is_done:
                     self._learn(goal, member, run)
-            is_whole &= run.is_done
-        return is_whole
+        return all(run.is_done for run in runs)  # another process may have come to the end of one meanwhile
 
     def _learn(self, goal: Goal, member: int, run: Run) -> None:
         """The heads alone, where the recipe says so, then all of it."""
