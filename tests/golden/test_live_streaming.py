@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from soundstage import sample
 from soundstage.audio.decode import decode
 from soundstage.audio.resample import decode_mono
 from soundstage.live import local
@@ -46,22 +45,15 @@ def listener() -> SoundListener:
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("live") / "sample.wav"
-    sample.write(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def block(clip: Path) -> AudioBlock:
+def block(sample_clip: Path) -> AudioBlock:
     """The whole clip, 48 kHz in two channels."""
-    blocks = list(decode(clip, Limits()))
+    blocks = list(decode(sample_clip, Limits()))
     return AudioBlock(samples=np.concatenate([b.samples for b in blocks]), sample_rate=blocks[0].sample_rate)
 
 
 @pytest.fixture(scope="module")
-def as_a_file(clip: Path, transcriber: Transcriber, listener: SoundListener) -> Analysis:
-    return Pipeline(transcriber, listener).analyze(clip)
+def as_a_file(sample_clip: Path, transcriber: Transcriber, listener: SoundListener) -> Analysis:
+    return Pipeline(transcriber, listener).analyze(sample_clip)
 
 
 class Models:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import soxr
 
-from soundstage import sample
 from soundstage.errors import ModelError
 from soundstage.models import registry
 from soundstage.models.registry import ModelFolder
@@ -37,16 +36,9 @@ def sounds() -> ModelFolder:
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("sample") / "sample.wav"
-    sample.write(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def heard(clip: Path, sounds: ModelFolder) -> Analysis:
+def heard(sample_clip: Path, sounds: ModelFolder) -> Analysis:
     pipeline = Pipeline(None, SoundListener(sounds))
-    return pipeline.analyze(clip, AnalysisOptions(tasks=frozenset({Task.SOUNDS})))
+    return pipeline.analyze(sample_clip, AnalysisOptions(tasks=frozenset({Task.SOUNDS})))
 
 
 def plain(text: str) -> str:
@@ -54,9 +46,9 @@ def plain(text: str) -> str:
     return re.sub(r"[^a-z ]", "", text.lower())
 
 
-def test_the_reading_is_understood(clip: Path) -> None:
+def test_the_reading_is_understood(sample_clip: Path) -> None:
     pipeline = Pipeline(Transcriber(weights.fetch()), None)
-    analysis = pipeline.analyze(clip, AnalysisOptions(tasks=frozenset({Task.SPEECH})))
+    analysis = pipeline.analyze(sample_clip, AnalysisOptions(tasks=frozenset({Task.SPEECH})))
     text = " ".join(segment.text for segment in analysis.segments)
     assert jiwer.wer(plain(TRUTH.text), plain(text)) <= MAX_WORD_ERROR_RATE, text
     for segment in analysis.segments:

@@ -26,7 +26,6 @@ from websockets.sync.client import connect
 
 from deployments.local import CONFIG, LocalCluster, Ports, free_port
 from monitoring.local import Monitor, stop
-from soundstage import sample
 from soundstage.models import registry
 from soundstage.models.registry import STABLE, ModelSources
 from soundstage.pipeline import SOUND_MODEL
@@ -214,13 +213,11 @@ def add_damaged(models: ModelSources, root: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def busy(observed: Observed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def busy(observed: Observed, sample_clip: Path) -> Iterator[None]:
     """Clients send speech, sounds, music, a silent, a clipped and an unreadable file, again and again."""
-    clip = tmp_path_factory.mktemp("clips") / "sample.wav"
-    sample.write(clip)
     t = np.arange(16_000 * 4) / 16_000
     requests = [
-        (clip.read_bytes(), "audio/wav", 200),
+        (sample_clip.read_bytes(), "audio/wav", 200),
         (wav_bytes(np.zeros(16_000)), "audio/wav", 200),
         (wav_bytes(np.sign(np.sin(2 * np.pi * 440 * t))), "audio/wav", 200),
         (b"no audio at all", "audio/wav", 415),
@@ -240,7 +237,7 @@ def busy(observed: Observed, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
     with ThreadPoolExecutor(3) as pool:
         clients = [pool.submit(keep_asking, first) for first in range(2)]
-        clients.append(pool.submit(keep_streaming, observed.cluster.url, clip, done))
+        clients.append(pool.submit(keep_streaming, observed.cluster.url, sample_clip, done))
         try:
             yield
         finally:

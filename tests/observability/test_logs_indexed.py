@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 
 from deployments.local import free_port
-from soundstage import sample
 from soundstage.models import registry
 from soundstage.models.registry import STABLE
 from soundstage.pipeline import SOUND_MODEL
@@ -82,17 +81,19 @@ def put(engine: httpx.Client, path: str, name: str, **changes: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def indexed(
-    engine: httpx.Client, observed: Observed, busy: None, tmp_path_factory: pytest.TempPathFactory
-) -> list[dict[str, Any]]:
+def indexed(engine: httpx.Client, observed: Observed, busy: None, sample_clip: Path) -> list[dict[str, Any]]:
     """Every line that the run has written so far, as it was indexed."""
     put(engine, "/_component_template/soundstage-mappings", "mappings.json")
     # OpenSearch has no lifecycle of this name; everything else is as it is shipped.
     put(engine, "/_index_template/soundstage", "index_template.json", composed_of=["soundstage-mappings"])
     poll(lambda: lines_of("replica_*Preprocessor*", observed), 180, "nothing was analysed")
-    poll(lambda: any(event["outcome"] == "failure" for event in requests(observed)), 180, "no request has failed")
-    analyse_for_a_while(observed, tmp_path_factory.mktemp("long") / "sample.wav")
-    poll(lambda: any(event["duration"] > 1e9 for event in requests(observed)), 180, "no request took a second")
+    poll(
+        lambda: any(event["outcome"] == "failure" for event in told_requests(observed)),
+        180,
+        "no request has failed",
+    )
+    analyse_for_a_while(observed, sample_clip)
+    poll(lambda: any(event["duration"] > 1e9 for event in told_requests(observed)), 180, "no request took a second")
     refuse_a_model(observed)
     canary = [json.loads(line) for line in canary_log(observed)]
     replicas = [
@@ -117,7 +118,6 @@ def indexed(
 
 def analyse_for_a_while(observed: Observed, clip: Path) -> None:
     """A recording that takes more than a second to listen to."""
-    sample.write(clip)
     body = wav_bytes(np.tile(read_clip(clip), 10))
     answer = observed.client.post("/v1/analyze", content=body, headers={"Content-Type": "audio/wav"})
     assert answer.is_success, answer.text
@@ -147,7 +147,7 @@ def lines_of(pattern: str, observed: Observed) -> list[tuple[str, dict[str, Any]
     ]
 
 
-def requests(observed: Observed) -> list[dict[str, Any]]:
+def told_requests(observed: Observed) -> list[dict[str, Any]]:
     """What is told of each request that was answered."""
     events = [json.loads(line).get("event", {}) for line, _ in lines_of("replica_*Ingress*", observed)]
     return [event for event in events if event.get("action") == "request"]

@@ -7,12 +7,12 @@ import json
 import secrets
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
-from soundstage import sample
 from tests.observability.conftest import Observed, Receiver, poll
 
 STAGES = {"Ingress", "Preprocessor", "VoiceRecognizer", "SoundClassifier"}
@@ -84,10 +84,8 @@ def ask(observed: Observed, clip: bytes, trace_id: str, client_span: str, *, is_
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("clip") / "sample.wav"
-    sample.write(path)
-    return path.read_bytes()
+def clip(sample_clip: Path) -> bytes:
+    return sample_clip.read_bytes()
 
 
 @pytest.fixture(scope="module")
