@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,20 @@ def test_the_same_recording_in_two_folds_is_found_by_its_samples(tmp_path: Path)
     (folder / "b.wav").write_bytes((folder / "a.wav").read_bytes())
     with pytest.raises(BadFolder, match=r"b\.wav \(fold 2\) and a\.wav \(fold 1\) are the same recording"):
         load_clips(read_table(folder, DATA).clips, tmp_path, params=FEATURES, variants=VariantConfig())
+
+
+def test_clips_are_known_by_what_is_heard_wherever_they_are(tmp_path: Path) -> None:
+    """So that runs go on when their data have been moved, or fetched anew."""
+
+    def key(folder: Path) -> str:
+        clips = read_table(folder, DATA).clips
+        return load_clips(clips, tmp_path / "cache", params=FEATURES, variants=VariantConfig()).key
+
+    first = tiny_clips(tmp_path / "clips", 2)
+    moved = shutil.copytree(first, tmp_path / "moved", copy_function=shutil.copyfile)
+    assert key(moved) == key(first)
+    write_wav(moved / "beep-0.wav", sound("beep", 1.0, 99))
+    assert key(moved) != key(first)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ class Clips:
     """The spectrograms of all clips and of their copies, on disk.
 
     Attributes:
-        key: Of what they were made from and how.
+        key: Changes with anything that training hears, and not with where the files are or how old.
         n_variants: Copies of each clip.
     """
 
@@ -136,18 +136,16 @@ def load_clips(
         BadFolder: Files cannot be decoded, hold nothing, end before a label starts, or are the same in two folds.
     """
     events = [[heard.start_s for heard in clip.heard] for clip in clips]
-    key = _key(
-        [_stamp(clip.path) for clip in clips], events, params.model_dump(), variants.model_dump(exclude={"share"})
-    )
-    kept = cache / f"clips-{key}"
+    how = (events, params.model_dump(), variants.model_dump(exclude={"share"}))
+    kept = cache / f"clips-{_key([_stamp(clip.path) for clip in clips], *how)}"
     with _made_once(kept) as scratch:
         if scratch is not None:
             _decode(clips, scratch, params, variants, on_clip)
     ends = np.load(kept / "ends.npy")
     mel = np.memmap(kept / "mel.f16", np.float16, "r").reshape(-1, params.n_mels)
-    # the folds are not part of the key
-    _check_copies(clips, json.loads((kept / "digests.json").read_text(encoding="utf-8")))
-    return Clips(key, variants.n_each, mel, np.load(kept / "level.npy"), ends)
+    digests: list[str] = json.loads((kept / "digests.json").read_text(encoding="utf-8"))
+    _check_copies(clips, digests)  # the folds are not part of the folder's name
+    return Clips(_key(digests, *how), variants.n_each, mel, np.load(kept / "level.npy"), ends)
 
 
 def _decode(
