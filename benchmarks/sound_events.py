@@ -10,7 +10,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +22,7 @@ from rich.console import Console
 from benchmarks.results import as_table, write_result
 from benchmarks.yamnet import YamnetListener
 from soundstage.models import registry
+from soundstage.models.registry import ModelFolder
 from soundstage.models.runtime import limit_threads
 from soundstage.params import EventParams, LiveParams
 from soundstage.pipeline import DEFAULT_MIN_SCORE, SOUND_MODEL, Pipeline
@@ -41,6 +42,7 @@ from training.sound_classification.tune_events import (
     listened,
     n_heard_in_training,
     tested_folder,
+    tested_seeds,
 )
 
 with warnings.catch_warnings():
@@ -52,6 +54,8 @@ OFFSET_SHARE = 0.5
 """An offset may be wrong by half the event's length, or by the collar. Source: sed_eval's default."""
 _N_TIMED = 20
 
+Figures = dict[str, float]
+
 
 def _rows(events: Sequence[SoundEvent]) -> Any:
     return dcase_util.containers.MetaDataContainer(
@@ -59,7 +63,7 @@ def _rows(events: Sequence[SoundEvent]) -> Any:
     )
 
 
-def sed_figures(heard: Sequence[Heard], params: EventParams) -> dict[str, float]:
+def sed_figures(heard: Sequence[Heard], params: EventParams) -> Figures:
     """Micro-averaged F1 as sed_eval counts it: segments, onsets, onsets with offsets; and the mean over labels."""
     found = [found_in(own, params) for own in heard]
     labels = sorted({event.label for events in (*found, *(own.events for own in heard)) for event in events})
@@ -83,7 +87,7 @@ def sed_figures(heard: Sequence[Heard], params: EventParams) -> dict[str, float]
     return figures
 
 
-def behaviour(pipeline: Pipeline, speech: Path) -> dict[str, float]:
+def behaviour(pipeline: Pipeline, speech: Path) -> Figures:
     """What the model of the registry makes of read speech and of silence, with the parameters it carries."""
     n_false = n_spoken = 0
     duration_s = 0.0
@@ -106,7 +110,7 @@ def behaviour(pipeline: Pipeline, speech: Path) -> dict[str, float]:
     }
 
 
-def cost(listener: SoundListener) -> dict[str, float]:
+def cost(listener: SoundListener) -> Figures:
     """Processor time for a second of audio, spectrograms included: 16 windows together, and one as live streams ask.
 
     The fastest of several runs: other work on the machine only adds.
@@ -132,12 +136,35 @@ def _shown(analysis: Analysis) -> list[SoundEvent]:
     return [event for event in analysis.events if event.score >= DEFAULT_MIN_SCORE]
 
 
+def over_seeds(runs: Sequence[Mapping[str, float]]) -> Figures:
+    """Means of figures and, where there are several runs, "_std": their standard deviations."""
+    figures = {}
+    for name in runs[0]:
+        values = [run[name] for run in runs]
+        figures[name] = round(float(np.mean(values)), 4)
+        if len(values) > 1:
+            figures[f"{name}_std"] = round(float(np.std(values, ddof=1)), 4)
+    return figures
+
+
+def _told(tested: Mapping[int, ModelFolder], clips: Path) -> str:
+    """How many clips of each fold its model was trained on; says so while it runs."""
+    counts = {fold: n_heard_in_training(folder, clips, [fold]) for fold, folder in tested.items()}
+    told = {0: "trained on none of its clips", None: "does not say what it was trained on"}
+    for fold, count in counts.items():
+        card = tested[fold].card
+        what = told.get(count, f"TRAINED ON {count} OF ITS CLIPS: no measure of accuracy")
+        print(f"fold {fold}: {card.name} {card.version}, {what}", file=sys.stderr)
+    return ", ".join(f"{fold}: {'not known' if count is None else count}" for fold, count in counts.items())
+
+
 def main(
     *,
     data: Annotated[Path, typer.Option(help="Folder with esc50, ljspeech and yamnet.")],
     folds: Annotated[str, typer.Option("--fold", help="Whose clips, such as 1 or 1,3.")] = "1",
     models: Annotated[
-        Path | None, typer.Option(help="Models of cross-validation, DIR/without-fold-F/SEED, to listen instead.")
+        Path | None,
+        typer.Option(help="Models of cross-validation to listen instead, of each seed: DIR/without-fold-F/SEED."),
     ] = None,
     n: Annotated[int, typer.Option(min=1, help="Soundscapes for each fold and half.")] = 250,
     threads: Annotated[int, typer.Option(min=1, help="For TensorFlow and for YAMNet.")] = 2,
@@ -146,32 +173,37 @@ def main(
     limit_threads(threads)
     shipped = registry.find(SOUND_MODEL)
     listener = SoundListener(shipped)
-    tests, n_known = dict[int, Callable[[Waveform], FrameScores]](), dict[int, int | None]()
-    for fold in folds_of(folds):
-        folder = shipped if models is None else tested_folder(models, fold)
-        n_known[fold] = n_heard_in_training(folder, data / "esc50", [fold])
-        told = {0: "trained on none of its clips", None: "does not say what it was trained on"}
-        print(
-            f"fold {fold}: {folder.card.name} {folder.card.version}, "
-            + told.get(n_known[fold], f"TRAINED ON {n_known[fold]} OF ITS CLIPS: no measure of accuracy"),
-            file=sys.stderr,
-        )
-        tests[fold] = partial(listened, listener if models is None else SoundListener(folder))
-    yamnet = YamnetListener(data / "yamnet" / "yamnet.tflite", listener.params.sounds, n_threads=threads)
-    figures: dict[str, Any] = {}
-    for prefix, listeners in (("", tests), ("yamnet_", dict.fromkeys(tests, yamnet.listen))):
+    own_folds = folds_of(folds)
+    if models is None:
+        runs = {"of the shipped model": dict.fromkeys(own_folds, shipped)}
+    else:
+        seeds = tested_seeds(models, own_folds)
+        runs = {seed: {fold: tested_folder(models, fold, seed) for fold in own_folds} for seed in seeds}
+
+    def learned_and_scored(listeners: Mapping[int, Callable[[Waveform], FrameScores]]) -> tuple[list[Heard], Figures]:
         tuned, scored = heard_parts(data / "esc50", data / "ljspeech", listeners, n=n)
         params, _ = learn(tuned, scored)
-        figures |= {f"{prefix}{name}": value for name, value in sed_figures(scored, params).items()}
-        if not prefix:
-            carried = sed_figures(scored, listener.params.events)
-            figures["event_f1_as_shipped"] = carried["event_f1"]
-            figures["segment_f1_as_shipped"] = carried["segment_f1"]
+        return scored, sed_figures(scored, params)
+
+    by_run, known = [], set()
+    for tested in runs.values():
+        known.add(_told(tested, data / "esc50"))
+        listeners = {
+            fold: partial(listened, listener if folder is shipped else SoundListener(folder))
+            for fold, folder in tested.items()
+        }
+        scored, own = learned_and_scored(listeners)
+        carried = sed_figures(scored, listener.params.events)
+        by_run.append(own | {f"{name}_as_shipped": carried[name] for name in ("event_f1", "segment_f1")})
+    figures = over_seeds(by_run)
+    yamnet = YamnetListener(data / "yamnet" / "yamnet.tflite", listener.params.sounds, n_threads=threads)
+    _, theirs = learned_and_scored(dict.fromkeys(own_folds, yamnet.listen))
+    figures |= {f"yamnet_{name}": value for name, value in theirs.items()}
     figures |= behaviour(Pipeline(None, listener), data / "ljspeech") | cost(listener)
-    known = ", ".join(f"{fold}: {'not known' if count is None else count}" for fold, count in n_known.items())
     detail = {
-        "soundscapes": f"{n * len(tests)} of 10 s, clips of fold {folds}, 0 to 25 dB above their background",
-        "clips of each fold heard in training": known,
+        "soundscapes": f"{n * len(own_folds)} of 10 s, clips of fold {folds}, 0 to 25 dB above their background",
+        "clips of each fold heard in training": "; ".join(sorted(known)),
+        "seeds": ", ".join(runs),
     }
     write_result("sound_events", figures, detail)
     Console(stderr=True).print(as_table("sound events", {**figures, **detail}))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from soundstage.errors import ModelError
 from soundstage.params import EventParams
 from soundstage.types import SAMPLE_RATE, FrameScores, SoundEvent
 from training.sound_classification import tune_events
@@ -196,3 +197,18 @@ def test_figures_are_those_of_sed_eval() -> None:
     assert 0.2 < ours["event_f1"] < 0.9
     for name in ("event_f1", "segment_f1"):
         assert ours[name] == pytest.approx(theirs[name], abs=0.001)
+
+
+def test_figures_of_several_seeds_are_means_with_deviations() -> None:
+    sound_events = pytest.importorskip("benchmarks.sound_events")
+    assert sound_events.over_seeds([{"event_f1": 0.5}]) == {"event_f1": 0.5}
+    assert sound_events.over_seeds([{"event_f1": 0.5}, {"event_f1": 0.7}]) == {"event_f1": 0.6, "event_f1_std": 0.1414}
+
+
+def test_seeds_are_those_that_every_fold_has(tmp_path: Path) -> None:
+    for place in ("without-fold-1/0", "without-fold-1/1", "without-fold-2/1", "without-fold-2/2"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "model.json").touch()
+    assert tune_events.tested_seeds(tmp_path, [1, 2]) == ["1"]
+    with pytest.raises(ModelError, match="no models without-fold-1 and without-fold-3 of one seed"):
+        tune_events.tested_seeds(tmp_path, [1, 3])

@@ -260,16 +260,27 @@ def learn(tuned: Sequence[Heard], scored: Sequence[Heard]) -> tuple[EventParams,
     return params, {**figures, **{f"common_{name}": value for name, value in figures_of(scored, common).items()}}
 
 
-def tested_folder(models: Path, fold: int) -> ModelFolder:
-    """The model of cross-validation that has not heard a fold, as train.py leaves it: DIR/without-fold-F/SEED.
+def tested_seeds(models: Path, folds: Collection[int]) -> list[str]:
+    """The seeds of which each fold has a model of cross-validation, as train.py leaves them: DIR/without-fold-F/SEED.
 
     Raises:
-        ModelError: There is none, or it is damaged.
+        ModelError: There is none.
     """
-    found = sorted(card.parent for card in models.glob(f"without-fold-{fold}/*/{CARD_NAME}"))
-    if not found:
-        raise ModelError(f"{models} holds no model without-fold-{fold}")
-    return open_folder(found[0])
+    by_fold = [{card.parent.name for card in models.glob(f"without-fold-{fold}/*/{CARD_NAME}")} for fold in folds]
+    seeds = sorted(set.intersection(*by_fold))
+    if not seeds:
+        wanted = " and ".join(f"without-fold-{fold}" for fold in folds)
+        raise ModelError(f"{models} holds no models {wanted} of one seed")
+    return seeds
+
+
+def tested_folder(models: Path, fold: int, seed: str) -> ModelFolder:
+    """The model of cross-validation that has not heard a fold.
+
+    Raises:
+        ModelError: It is missing or damaged.
+    """
+    return open_folder(models / f"without-fold-{fold}" / seed)
 
 
 def n_heard_in_training(folder: ModelFolder, data: Path, folds: Collection[int]) -> int | None:
@@ -368,8 +379,10 @@ def main(
     try:
         folder = find(model)
         listeners: dict[int, Callable[[Waveform], FrameScores]] = {}
-        for fold in folds_of(folds):
-            own = folder if models is None else tested_folder(models, fold)
+        tested = folds_of(folds)
+        seed = None if models is None else tested_seeds(models, tested)[0]
+        for fold in tested:
+            own = folder if models is None or seed is None else tested_folder(models, fold, seed)
             n_known = n_heard_in_training(own, data, [fold])
             told = (
                 "does not say what it was trained on" if n_known is None else f"was trained on {n_known} of its clips"
