@@ -64,7 +64,9 @@ def test_its_card_says_what_people_have_to_know(folder: ModelFolder) -> None:
     assert {"dog", "crying_baby", "speech", "music", "silence"} <= set(card.labels)
     folds = [value for name, value in card.metrics.items() if name.startswith("top1_fold_")]
     assert card.metrics["top1_mean"] == pytest.approx(np.mean(folds), abs=1e-4)  # both are rounded
-    assert card.metrics["top1_mean"] >= 0.925
+    assert card.metrics["top1_mean"] >= 0.92  # over three seeds
+    assert 0 < card.metrics["top1_std"] <= 0.005
+    assert card.metrics["top1_mean"] - min(card.metrics["top1_quiet"], card.metrics["top1_late"]) <= 0.01
     assert card.metrics["top1_2s"] >= 0.89
     assert card.metrics["soundscapes_segment_f1"] >= 0.70
     assert card.metrics["soundscapes_event_f1"] >= 0.55
