@@ -281,10 +281,16 @@ class Canvas:
             FlowError: Files wait in its queues.
         """
         group = self._needed()
+        before = self.status()
+        if before.n_queued and not drop:
+            raise _waiting(before.n_queued)
+        self.stop()
+        # Queues are read one after the other: a file that went from one to the next meanwhile was in neither.
         n_queued = self.status().n_queued
         if n_queued and not drop:
-            raise FlowError(f"{n_queued} files wait in its queues; let them through, or drop them with --drop")
-        self.stop()
+            if before.state != "stopped":
+                self.start()
+            raise _waiting(n_queued)
         with _told("NiFi does not remove the flow"):
             nipyapi.canvas.schedule_all_controllers(group, False)
             nipyapi.canvas.purge_process_group(nipyapi.canvas.get_process_group(group, "id"))
@@ -493,6 +499,10 @@ def _told(complaint: str) -> Iterator[None]:
         raise FlowError(f"{complaint}: {detail if isinstance(detail, str) else detail.decode()}") from e
     except (HTTPError, ConnectionError, ValueError) as e:
         raise FlowError(f"{complaint}: {e}") from e
+
+
+def _waiting(n_files: int) -> FlowError:
+    return FlowError(f"{n_files} files wait in its queues; let them through, or drop them with --drop")
 
 
 def _queues(status: Any) -> Iterator[tuple[str, int, int]]:

@@ -172,6 +172,17 @@ def test_a_flow_with_files_in_it_is_not_removed() -> None:
         HalfCanvas(ALL, n_queued=3).remove()
 
 
+def test_a_file_between_two_queues_is_not_overlooked_when_the_flow_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = iter([0, 1])
+    done: list[str] = []
+    monkeypatch.setattr(HalfCanvas, "status", lambda _: Status(state="running", n_queued=next(counts)))
+    monkeypatch.setattr(HalfCanvas, "stop", lambda _: done.append("stopped"))
+    monkeypatch.setattr(HalfCanvas, "start", lambda _: done.append("started"))
+    with pytest.raises(FlowError, match="1 files wait"):
+        HalfCanvas(ALL).remove()
+    assert done == ["stopped", "started"]
+
+
 # Status
 
 
