@@ -31,6 +31,7 @@ from soundstage.sound.model import SILENCE, SPEECH
 from soundstage.types import SAMPLE_RATE, Analysis, EncodedAudio, FrameScores, SoundEvent, Waveform
 from training.data import read_meta
 from training.sound_classification.data.soundscapes import DURATION_S
+from training.sound_classification.measure import over_seeds
 from training.sound_classification.tune_events import (
     ONSET_COLLAR_S,
     SEGMENT_S,
@@ -41,7 +42,7 @@ from training.sound_classification.tune_events import (
     learn,
     listened,
     n_heard_in_training,
-    tested_folder,
+    tested_models,
     tested_seeds,
 )
 
@@ -136,17 +137,6 @@ def _shown(analysis: Analysis) -> list[SoundEvent]:
     return [event for event in analysis.events if event.score >= DEFAULT_MIN_SCORE]
 
 
-def over_seeds(runs: Sequence[Mapping[str, float]]) -> Figures:
-    """Means of figures and, where there are several runs, "_std": their standard deviations."""
-    figures = {}
-    for name in runs[0]:
-        values = [run[name] for run in runs]
-        figures[name] = round(float(np.mean(values)), 4)
-        if len(values) > 1:
-            figures[f"{name}_std"] = round(float(np.std(values, ddof=1)), 4)
-    return figures
-
-
 def _told(tested: Mapping[int, ModelFolder], clips: Path) -> str:
     """How many clips of each fold its model was trained on; says so while it runs."""
     counts = {fold: n_heard_in_training(folder, clips, [fold]) for fold, folder in tested.items()}
@@ -177,8 +167,7 @@ def main(
     if models is None:
         runs = {"of the shipped model": dict.fromkeys(own_folds, shipped)}
     else:
-        seeds = tested_seeds(models, own_folds)
-        runs = {seed: {fold: tested_folder(models, fold, seed) for fold in own_folds} for seed in seeds}
+        runs = {seed: tested_models(models, own_folds, seed) for seed in tested_seeds(models, own_folds)}
 
     def learned_and_scored(listeners: Mapping[int, Callable[[Waveform], FrameScores]]) -> tuple[list[Heard], Figures]:
         tuned, scored = heard_parts(data / "esc50", data / "ljspeech", listeners, n=n)
@@ -195,7 +184,7 @@ def main(
         scored, own = learned_and_scored(listeners)
         carried = sed_figures(scored, listener.params.events)
         by_run.append(own | {f"{name}_as_shipped": carried[name] for name in ("event_f1", "segment_f1")})
-    figures = over_seeds(by_run)
+    figures = over_seeds({name: [run[name] for run in by_run] for name in by_run[0]})
     yamnet = YamnetListener(data / "yamnet" / "yamnet.tflite", listener.params.sounds, n_threads=threads)
     _, theirs = learned_and_scored(dict.fromkeys(own_folds, yamnet.listen))
     figures |= {f"yamnet_{name}": value for name, value in theirs.items()}

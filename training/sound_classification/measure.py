@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,3 +143,13 @@ def behaviour(listener: SoundListener, speech: Samples, music: Samples) -> dict[
     scores = scores_of(listener, list(noise * gains[:, np.newaxis]))
     figures[f"{SILENCE}_found"] = float((scores[:, params.labels.index(SILENCE)] >= _FOUND).mean())
     return figures
+
+
+def over_seeds(figures: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Means of figures that several seeds gave; where there are several, "_std": their standard deviations."""
+    found: dict[str, float] = {}
+    for name, by_seed in figures.items():
+        found[name] = round(float(np.mean(by_seed)), 4)
+        if len(by_seed) > 1:
+            found[f"{name}_std"] = round(float(np.std(by_seed, ddof=1)), 4)
+    return found

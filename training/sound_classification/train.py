@@ -33,7 +33,7 @@ from training.sound_classification.data.examples import Mixer
 from training.sound_classification.data.material import Backgrounds, Clips, load_backgrounds, load_clips
 from training.sound_classification.data.table import Clip, Table, check_cross_validation, read_table
 from training.sound_classification.learning import build_classifier, learn
-from training.sound_classification.measure import behaviour, recognition
+from training.sound_classification.measure import behaviour, over_seeds, recognition
 from training.sound_classification.model.yamnet import NotYamnet, Yamnet
 
 CARD_TEMPLATE = Path(__file__).parent / "model" / "card.md"
@@ -323,15 +323,14 @@ def summary(found: Mapping[tuple[str, int], Mapping[str, float]]) -> dict[str, f
     folds, seeds = (sorted({key[i] for key in found}) for i in (0, 1))
     whole = [seed for seed in seeds if all((fold, seed) in found for fold in folds)]
     counted = {key: own for key, own in found.items() if key[1] in (whole or seeds)}
-    figures: dict[str, float] = {}
-    for name in sorted({name for own in counted.values() for name in own}):
-        by_seed = [
+    by_seed = {
+        name: [
             float(np.mean([own[name] for (_, of), own in counted.items() if of == seed and name in own]))
             for seed in sorted({key[1] for key in counted})
         ]
-        figures["top1_mean" if name == "top1" else name] = round(float(np.mean(by_seed)), 4)
-        if len(by_seed) > 1:
-            figures[f"{name}_std"] = round(float(np.std(by_seed, ddof=1)), 4)
+        for name in sorted({name for own in counted.values() for name in own})
+    }
+    figures = {"top1_mean" if name == "top1" else name: value for name, value in over_seeds(by_seed).items()}
     for fold in folds:
         own = [figures["top1"] for (of, _), figures in counted.items() if of == fold]
         if own:

@@ -274,13 +274,13 @@ def tested_seeds(models: Path, folds: Collection[int]) -> list[str]:
     return seeds
 
 
-def tested_folder(models: Path, fold: int, seed: str) -> ModelFolder:
-    """The model of cross-validation that has not heard a fold.
+def tested_models(models: Path, folds: Collection[int], seed: str) -> dict[int, ModelFolder]:
+    """By fold, the model of cross-validation that has not heard it.
 
     Raises:
-        ModelError: It is missing or damaged.
+        ModelError: One is missing or damaged.
     """
-    return open_folder(models / f"without-fold-{fold}" / seed)
+    return {fold: open_folder(models / f"without-fold-{fold}" / seed) for fold in folds}
 
 
 def n_heard_in_training(folder: ModelFolder, data: Path, folds: Collection[int]) -> int | None:
@@ -379,10 +379,12 @@ def main(
     try:
         folder = find(model)
         listeners: dict[int, Callable[[Waveform], FrameScores]] = {}
-        tested = folds_of(folds)
-        seed = None if models is None else tested_seeds(models, tested)[0]
-        for fold in tested:
-            own = folder if models is None or seed is None else tested_folder(models, fold, seed)
+        own_folds = folds_of(folds)
+        if models is None:
+            tested = dict.fromkeys(own_folds, folder)
+        else:
+            tested = tested_models(models, own_folds, tested_seeds(models, own_folds)[0])
+        for fold, own in tested.items():
             n_known = n_heard_in_training(own, data, [fold])
             told = (
                 "does not say what it was trained on" if n_known is None else f"was trained on {n_known} of its clips"
