@@ -7,9 +7,10 @@ import copy
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from websockets.exceptions import ConnectionClosed
 from benchmarks.streaming import ingress_mb
 from soundstage import sample
 from soundstage.live import local
-from soundstage.live.events import Final, LiveCaption, LiveEvent, Sound, StreamOptions
+from soundstage.live.events import Final, LiveCaption, LiveEvent, StreamOptions
 from soundstage.live.session import LiveSession
 from soundstage.models import registry
 from soundstage.pipeline import DEFAULT_MIN_SCORE, SOUND_MODEL, SPEECH_MODEL
@@ -29,10 +30,13 @@ from soundstage.sound.listener import SoundListener
 from soundstage.speech.transcriber import Transcriber
 from soundstage.types import AudioBlock
 from tests.contract.conftest import KEY, Service, wav_bytes
+from tests.unit.live_streams import assert_same_sounds, confirmed
 
 Event = dict[str, Any]
 RATE = sample.SAMPLE_RATE_HZ
 PIECE_S = 0.1
+MAX_DIFFERENCE = 0.0015
+"""Of scores, and of times in seconds, which are rounded to the thousandth when they are told."""
 
 
 @pytest.fixture(scope="module")
@@ -101,16 +105,8 @@ async def whole(service: Service, pcm: NDArray[np.int16], *, speed: float | None
         return events
 
 
-def confirmed(events: list[Event]) -> list[Event]:
+def confirmed_sounds(events: list[Event]) -> list[Event]:
     return [event for event in events if event["type"] == "sound" and event["state"] == "confirmed"]
-
-
-def assert_same_sounds(heard: Sequence[tuple[Any, ...]], expected: Sequence[tuple[Any, ...]]) -> None:
-    """Label and numbers of each, in any order; another replica may round the last decimal otherwise."""
-    heard, expected = (sorted(sounds, key=lambda sound: (sound[1], sound[0])) for sounds in (heard, expected))
-    assert [sound[0] for sound in heard] == [sound[0] for sound in expected]
-    for one, other in zip(heard, expected, strict=True):
-        assert one[1:] == pytest.approx(other[1:], abs=0.0015, rel=0)
 
 
 def assert_as_expected(events: list[Event], expected: list[LiveEvent]) -> None:
@@ -126,13 +122,11 @@ def assert_as_expected(events: list[Event], expected: list[LiveEvent]) -> None:
             [[word.start_s, word.end_s] for word in segment.words],
             atol=0.05,
         )
+    fields = ("label", "start_s", "end_s")
     assert_same_sounds(
-        [(event["label"], event["start_s"], event["end_s"]) for event in confirmed(events)],
-        [
-            (event.label, event.start_s, event.end_s or 0.0)
-            for event in expected
-            if isinstance(event, Sound) and event.state == "confirmed"
-        ],
+        map(itemgetter(*fields), confirmed_sounds(events)),
+        map(attrgetter(*fields), confirmed(expected)),
+        max_difference=MAX_DIFFERENCE,
     )
     captions = [event["lines"] for event in events if event["type"] == "caption" and not event["is_sound"]]
     assert captions == [
@@ -168,11 +162,9 @@ async def test_sounds_are_those_of_the_file(service: Service, pcm: NDArray[np.in
         output.setframerate(RATE)
         output.writeframes(pcm.tobytes())
     answer = service.analyze(file.getvalue(), tasks="sounds").json()
+    fields = itemgetter("label", "start_s", "end_s", "score")
     assert_same_sounds(
-        *(
-            [(event["label"], event["start_s"], event["end_s"], event["score"]) for event in each]
-            for each in (confirmed(events), answer["events"])
-        )
+        map(fields, confirmed_sounds(events)), map(fields, answer["events"]), max_difference=MAX_DIFFERENCE
     )
     assert all(event["score"] >= DEFAULT_MIN_SCORE for event in answer["events"])
 

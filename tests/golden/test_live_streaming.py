@@ -7,6 +7,7 @@ import re
 import tracemalloc
 from collections.abc import Iterator
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 
 import jiwer
@@ -26,12 +27,13 @@ from soundstage.sound.listener import SoundListener
 from soundstage.speech import weights
 from soundstage.speech.transcriber import Transcriber
 from soundstage.types import SAMPLE_RATE, Analysis, AudioBlock, EncodedAudio
-from tests.unit.live_streams import EVENTS, answer_of
+from tests.unit.live_streams import EVENTS, answer_of, assert_same_sounds, confirmed
 
 MAX_STREAM_BYTES = 8_000_000
-MAX_TIME_DIFFERENCE_S, MAX_SCORE_DIFFERENCE = 0.001, 0.0005
-"""Between two runs over the same sound. Pointwise convolutions round to bfloat16, so what differs in the last bit of a
-float32 ahead of them tells: noise of 1e-10 moves scores of this clip by up to 0.00011, and times by up to 0.28 ms."""
+MAX_DIFFERENCE = 0.0005
+"""Of scores and times, between two runs over the same sound. Pointwise convolutions round to bfloat16, so what differs
+in the last bit of a float32 ahead of them tells: noise of 1e-10 moves scores of this clip by up to 0.00011, and times
+by up to 0.28 ms."""
 MAX_WORSE_WER = 0.01
 """How many more words may be wrong live than in a file, of the thousand of the test. Measured on 4,761 words: 4.24 %
 against 4.24 %; on 2,608 words with long pauses within sentences 5.06 % against 4.91 %."""
@@ -86,10 +88,6 @@ def pieces(block: AudioBlock, n_piece: int) -> Iterator[AudioBlock]:
         yield AudioBlock(samples=block.samples[start : start + n_piece].copy(), sample_rate=block.sample_rate)
 
 
-def confirmed(events: list[LiveEvent]) -> list[Sound]:
-    return [event for event in events if isinstance(event, Sound) and event.state == "confirmed"]
-
-
 def as_told(events: list[LiveEvent]) -> list[tuple[object, ...]]:
     """Finals, and confirmed sounds without their numbers, which early sounds take too."""
     finals = [(event.utterance, event.segment) for event in events if isinstance(event, Final)]
@@ -138,13 +136,10 @@ def test_confirmed_sounds_are_the_events_of_the_file(
 ) -> None:
     session = LiveSession(StreamOptions())
     events = list(local.run(session, pieces(block, 4_800), transcriber, listener))
-    found = sorted(confirmed(events), key=lambda sound: (sound.start_s, sound.end_s or 0, sound.label))
+    fields = attrgetter("label", "start_s", "end_s", "score")
     expected = [event for event in as_a_file.events if event.score >= StreamOptions().min_score]
-    assert [sound.label for sound in found] == [event.label for event in expected]
-    for sound, event in zip(found, expected, strict=True):
-        times_s = pytest.approx((event.start_s, event.end_s), abs=MAX_TIME_DIFFERENCE_S, rel=0)
-        assert (sound.start_s, sound.end_s) == times_s
-        assert sound.score == pytest.approx(event.score, abs=MAX_SCORE_DIFFERENCE, rel=0)
+    assert expected == sorted(expected, key=attrgetter("start_s", "end_s", "label"))
+    assert_same_sounds(map(fields, confirmed(events)), map(fields, expected), max_difference=MAX_DIFFERENCE)
     assert session.levels == as_a_file.levels
     # six sounds and the reader, all of them told of before they were confirmed
     early = {event.sound for event in events if isinstance(event, Sound) and event.state == "started"}

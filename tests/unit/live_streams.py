@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
+from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from soundstage.audio.recent import Recent
@@ -139,8 +141,27 @@ def sounds(events: Sequence[LiveEvent]) -> list[Sound]:
     return [event for event in events if isinstance(event, Sound)]
 
 
+def confirmed(events: Sequence[LiveEvent]) -> list[Sound]:
+    return [event for event in sounds(events) if event.state == "confirmed"]
+
+
 def readings(events: Sequence[LiveEvent]) -> list[LevelReading]:
     return [event for event in events if isinstance(event, LevelReading)]
+
+
+def assert_same_sounds(
+    heard: Iterable[tuple[Any, ...]], expected: Iterable[tuple[Any, ...]], *, max_difference: float
+) -> None:
+    """The same sounds, whatever bfloat16 rounding makes of their last decimals.
+
+    Args:
+        heard, expected: Of each sound its label, start and whatever other numbers; in any order.
+        max_difference: Of a number.
+    """
+    heard, expected = (sorted(each, key=lambda sound: (sound[1], sound[0])) for each in (heard, expected))
+    assert [label for label, *_ in heard] == [label for label, *_ in expected]
+    for one, other in zip(heard, expected, strict=True):
+        assert one[1:] == pytest.approx(other[1:], abs=max_difference, rel=0)
 
 
 def captions(events: Sequence[LiveEvent]) -> list[LiveCaption]:

@@ -23,6 +23,7 @@ from tests.unit.live_streams import (
     LevelAsVoice,
     block,
     captions,
+    confirmed,
     finals,
     follow,
     partials,
@@ -41,8 +42,8 @@ def exact_voice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def for_good(events: list[LiveEvent]) -> tuple[list[Final], list[tuple[str, float, float, float | None]]]:
-    confirmed = [event for event in sounds(events) if event.state == "confirmed"]
-    return finals(events), [(event.label, event.score, event.start_s, event.end_s) for event in confirmed]
+    told = [(event.label, event.score, event.start_s, event.end_s) for event in confirmed(events)]
+    return finals(events), told
 
 
 def of_the_file(samples: NDArray[np.float32]) -> list[SoundEvent]:
